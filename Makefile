@@ -1,0 +1,38 @@
+# Every target makes the environment it needs in .venv; nothing has to be activated or installed beforehand.
+
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/demo.stamp  ## train a LongConv classifier on handwritten digits (L = 1024, minutes on two CPU cores)
+	$(BIN)/python -m experiments.digits.train
+
+test: lint  ## everything that CI runs, under 10 minutes on two CPU cores
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-all: lint  ## `make test` and the slow tests
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu"
+
+lint: $(VENV)/dev.stamp  ## format, style and type checks alone
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+clean:  ## remove the environment, caches and build products; reports are kept
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	find flashbutterfly_jax pallas_kernels experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per set of extras. The build backend is installed first, at its pinned version, and used without isolation,
+# because pip does not apply constraints to the isolated environments in which it builds packages.
+$(VENV)/%.stamp: pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { python=$$(.ci/find_python) && "$$python" -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[$*]'
+	@touch $@
