@@ -1,0 +1,171 @@
+"""The long convolution: what it means, what it accepts, and which implementation runs it."""
+
+import difflib
+import importlib
+from typing import Annotated, cast, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flashbutterfly_jax.typing import ArrayLike, Backend, Implementation, Implementations, Precision
+
+_NAMES: tuple[Implementation, ...] = get_args(Implementation.__value__)
+
+# Where each implementation lives, imported on first use. A name without an entry is known but not part of this version.
+_BACKENDS: dict[Implementation, str] = {
+    "xla": "flashbutterfly_jax.functional.xla:long_conv_xla",
+}
+
+# What None tries, in order. The last one takes every valid request.
+_DEFAULT_ORDER: tuple[Implementation, ...] = ("xla",)
+
+
+def long_conv(
+    u: Annotated[ArrayLike, "*B D L"],
+    kernel: Annotated[ArrayLike, "*C D K"],
+    skip: Annotated[ArrayLike, "*C D"] | None = None,
+    *,
+    reverse_kernel: Annotated[ArrayLike, "*C D K"] | None = None,
+    circular: bool = False,
+    pre_gate: Annotated[ArrayLike, "*B D L"] | None = None,
+    post_gate: Annotated[ArrayLike, "*BC D L"] | None = None,
+    precision: Precision = None,
+    implementation: Implementations = None,
+) -> Float[Array, "*BC D L"]:
+    r"""Convolves each feature of a sequence with its own kernel, as long as the sequence or of any other length.
+
+    .. math:: y_t = \sum_{0 \le s \le t} k_{t-s}\, u_s + d\, u_t
+
+    is the causal convolution of Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling"
+    (ICML 2023, https://arxiv.org/abs/2302.06646). A reverse kernel r adds :math:`\sum_{s > t} r_{s-t-1} u_s`, so
+    that lag -m uses tap m - 1. Gates multiply u before and y after:
+    ``post_gate * long_conv(pre_gate * u, kernel, skip)``. Taps past the length reach nothing and change nothing.
+
+    The result has the dtype of u. Arguments may have different dtypes, such as a bfloat16 u with a float32 kernel;
+    each gradient has the dtype of its argument. ``"xla"`` computes in float32, and in float64 where any argument is.
+
+    Args:
+      u: the sequence, ``(*B, D, L)``, of a real floating-point dtype. Array-likes are accepted here and below.
+      kernel: ``(D, K)``, or ``(C, D, K)`` for C kernels over the same u. Any K >= 1, shorter or longer than L.
+      skip: the weight of u itself, ``(D,)``, or ``(C, D)`` where the kernel has channels.
+      reverse_kernel: the kernel that looks ahead, of the kernel's shape. None is causal.
+      circular: wraps every lag modulo L, those of the reverse kernel too. No tap is out of reach then.
+      pre_gate: ``(*B, D, L)``.
+      post_gate: ``(*B, D, L)``, shared by the channels, or ``(*B, C, D, L)``.
+      precision: of the matrix products of an implementation that has some; FFTs ignore it.
+      implementation: ``"xla"`` (real FFTs), ``"butterfly"``, ``"mosaic_gpu"`` or ``"triton"``, which run or raise; a
+        sequence of names, of which the first that supports the request runs; or None, which always works.
+
+    Returns:
+      ``(*B, D, L)``, or ``(*B, C, D, L)`` where the kernel has channels.
+
+    Raises:
+      ValueError: if an argument has a wrong shape, dtype or value.
+      NotImplementedError: if the request is valid, but no implementation named supports it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flashbutterfly_jax import long_conv
+      >>> u = jnp.array([[1.0, 0.0, 0.0, 2.0]])
+      >>> long_conv(u, jnp.array([[4.0, 3.0]])).round(4)
+      Array([[4., 3., 0., 8.]], dtype=float32)
+      >>> long_conv(u, jnp.array([[4.0, 3.0]]), circular=True).round(4)
+      Array([[10.,  3.,  0.,  8.]], dtype=float32)
+    """
+    names = _resolve(implementation)
+    u = _floating("u", u)
+    kernel = _floating("kernel", kernel)
+    if u.ndim < 2:
+        raise ValueError(f"u must have shape (*B, D, L), at least two axes; got shape {u.shape}.")
+    *batch, features, length = u.shape
+    if kernel.ndim not in (2, 3) or kernel.shape[-2] != features or kernel.shape[-1] < 1:
+        raise ValueError(
+            f"kernel must have shape (D, K) or (C, D, K) with K >= 1 and D = {features} as in u of shape {u.shape}; "
+            f"got shape {kernel.shape}."
+        )
+    if not isinstance(circular, bool):
+        raise ValueError(f"circular must be True or False; got {circular!r}.")
+    channels = kernel.shape[:-2]
+    skip = _shaped("skip", skip, kernel.shape[:-1], because=f"the kernel has shape {kernel.shape}")
+    reverse_kernel = _shaped("reverse_kernel", reverse_kernel, kernel.shape, because="the kernel has that shape")
+    pre_gate = _shaped("pre_gate", pre_gate, u.shape, because="u has that shape")
+    result_shape = (*batch, *channels, features, length)
+    post_gate = _shaped("post_gate", post_gate, u.shape, result_shape, because="u and the result have these shapes")
+
+    if 0 in result_shape:
+        return jnp.zeros(result_shape, u.dtype)
+    if not channels:
+        kernel, skip, reverse_kernel = (x if x is None else x[None] for x in (kernel, skip, reverse_kernel))
+    if post_gate is not None and post_gate.ndim == u.ndim:
+        post_gate = post_gate[..., None, :, :]
+    y = _run(
+        names,
+        u,
+        kernel,
+        skip,
+        reverse_kernel=reverse_kernel,
+        circular=circular,
+        pre_gate=pre_gate,
+        post_gate=post_gate,
+        precision=_precision(precision),
+    )
+    return y if channels else y[..., 0, :, :]
+
+
+def _run(names: tuple[Implementation, ...], *args, **kwargs) -> Array:
+    """The result of the first implementation that supports the request."""
+    reasons = []
+    for name in names:
+        try:
+            return _load(name)(*args, **kwargs)
+        except NotImplementedError as reason:
+            if len(names) == 1:
+                raise
+            reasons.append(f"{name!r}: {reason}")
+    raise NotImplementedError("No implementation named supports this request. " + " ".join(reasons))
+
+
+def _load(name: Implementation) -> Backend:
+    if name not in _BACKENDS:
+        raise NotImplementedError(f"implementation {name!r} is not part of this version; {tuple(_BACKENDS)} are.")
+    module, function = _BACKENDS[name].split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _resolve(implementation: Implementations) -> tuple[Implementation, ...]:
+    if implementation is None:
+        return _DEFAULT_ORDER
+    names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
+    if not names:
+        raise ValueError(f"implementation must name at least one of {_NAMES}, or be None; got {implementation!r}.")
+    for name in names:
+        if name not in _NAMES:
+            nearest = difflib.get_close_matches(str(name), _NAMES, n=1, cutoff=0.0)[0]
+            raise ValueError(f"implementation must be None or of {_NAMES}; got {name!r}. Did you mean {nearest!r}?")
+    return cast(tuple[Implementation, ...], names)
+
+
+def _precision(precision: Precision) -> jax.lax.Precision | None:
+    try:
+        return None if precision is None else jax.lax.Precision(precision)
+    except ValueError:
+        names = tuple(p.name.lower() for p in jax.lax.Precision)
+        raise ValueError(f"precision must be None, a jax.lax.Precision or of {names}; got {precision!r}.") from None
+
+
+def _floating(name: str, value: ArrayLike) -> Array:
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} must have a real floating-point dtype; got {array.dtype}.")
+    return array
+
+
+def _shaped(name: str, value: ArrayLike | None, *shapes: tuple[int, ...], because: str) -> Array | None:
+    if value is None:
+        return None
+    array = _floating(name, value)
+    if array.shape not in shapes:
+        expected = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
+        raise ValueError(f"{name} must have shape {expected}, as {because}; got shape {array.shape}.")
+    return array

@@ -1,0 +1,139 @@
+"""What keeps a learned kernel smooth and sparse: pure functions of the kernel, to be composed before the convolution.
+
+The paper's code applies smooth, then squash, then dropout.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from flashbutterfly_jax.functional.spectral import irfft, rfft
+from flashbutterfly_jax.typing import ArrayLike
+
+
+def squash(kernel: Float[Array, "*C D K"], threshold: ArrayLike) -> Float[Array, "*C D K"]:
+    r"""Moves every tap towards zero by the threshold, and the taps below it to exactly zero.
+
+    .. math:: \operatorname{sign}(k) \max(|k| - \lambda, 0)
+
+    is the soft threshold, the proximal step of an L1 penalty (Fu et al. 2023, section 3). Its derivative is 1 for a
+    tap above the threshold and exactly 0 for the others: **a tap that is dead at initialisation stays dead**, so choose
+    the threshold by the scale of the initialiser (`flashbutterfly_jax.initializers.warn_if_mostly_squashed`).
+
+    Keeps the kernel's dtype. NaN stays NaN. A threshold of 0 is the identity.
+
+    Args:
+      kernel: any shape.
+      threshold: >= 0. A traced threshold is trusted.
+
+    Raises:
+      ValueError: if the threshold is negative or NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> squash(jnp.array([-3.0, -1.0, 0.5, 2.0]), 1.0)
+      Array([-2.,  0.,  0.,  1.], dtype=float32)
+    """
+    if not isinstance(threshold, jax.core.Tracer) and not threshold >= 0:
+        raise ValueError(f"threshold must be >= 0; got {threshold}.")
+    threshold = jnp.asarray(threshold, kernel.dtype)
+    # Not maximum(): its derivative at a tie is 1/2. Not |k| > threshold: that would turn NaN into 0. And a zero tap
+    # under a zero threshold passes its gradient, or a kernel of zeros could never be learned.
+    dead = (jnp.abs(kernel) <= threshold) & (threshold > 0)
+    return jnp.where(dead, jnp.zeros_like(kernel), kernel - jnp.sign(kernel) * threshold)
+
+
+def smooth(kernel: Float[Array, "*C D K"], width: int) -> Float[Array, "*C D K"]:
+    r"""Moving average of each kernel over time.
+
+    .. math:: \frac{1}{w} \sum_{|i| \le (w-1)/2} k_{t+i}
+
+    Taps outside the kernel count as zero and the divisor is w at the edges too, as in the paper's code. Keeps the
+    kernel's dtype.
+
+    Args:
+      kernel: at least one axis; the last one is averaged.
+      width: odd and >= 1; 1 is the identity.
+
+    Raises:
+      ValueError: if the width is even or below 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> smooth(jnp.array([3.0, 6.0, 9.0]), 3)
+      Array([3., 6., 5.], dtype=float32)
+    """
+    _check_width(width)
+    window = (1,) * (kernel.ndim - 1) + (width,)
+    padding = ((0, 0),) * (kernel.ndim - 1) + ((width // 2, width // 2),)
+    zero = jnp.zeros((), kernel.dtype)
+    return jax.lax.reduce_window(kernel, zero, jax.lax.add, window, (1,) * kernel.ndim, padding) / width
+
+
+def smooth_frequency(kernel: Float[Array, "*C D K"], width: int) -> Float[Array, "*C D K"]:
+    r"""Gaussian-weighted sum of each kernel over neighbouring frequencies: the paper code's other smoothing.
+
+    .. math:: \hat k_f \leftarrow \sum_{|i| \le (w-1)/2} e^{-i^2/2}\, \hat k_{f+i}
+
+    over the real FFT of length K, frequencies outside 0 … K/2 counting as zero. The weights are not normalised, as in
+    the paper's code: a width of 7 scales the kernel's first tap by about 2.5. Keeps the kernel's dtype; computes in
+    float32 at least.
+
+    Args:
+      kernel: at least one axis; the last one is transformed.
+      width: odd and >= 1; 1 is the identity.
+
+    Raises:
+      ValueError: if the width is even or below 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> smooth_frequency(jnp.array([1.0, 0.0, 0.0, 0.0]), 3).round(3)
+      Array([ 1.91,  0.  , -0.303,  0.  ], dtype=float32)
+    """
+    _check_width(width)
+    taps, half = kernel.shape[-1], width // 2
+    spectrum = rfft(kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), taps)
+    padded = jnp.pad(spectrum, ((0, 0),) * (kernel.ndim - 1) + ((half, half),))
+    frequencies = spectrum.shape[-1]
+    shifts = (math.exp(-((i - half) ** 2) / 2) * padded[..., i : i + frequencies] for i in range(width))
+    return irfft(sum(shifts, start=jnp.zeros_like(spectrum)), taps).astype(kernel.dtype)
+
+
+def kernel_dropout(
+    kernel: Float[Array, "*C D K"], rate: float | int, key: PRNGKeyArray | None = None, *, deterministic: bool = False
+) -> Float[Array, "*C D K"]:
+    r"""Sets each tap to zero with probability ``rate`` and scales the others by ``1 / (1 - rate)``.
+
+    One mask serves the whole batch, since the batch shares the kernel. Keeps the kernel's dtype.
+
+    Args:
+      kernel: any shape.
+      rate: 0 <= rate < 1.
+      key: random key; needed unless ``deterministic`` or the rate is 0.
+      deterministic: returns the kernel as it is.
+
+    Raises:
+      ValueError: if the rate is out of range, or the key is missing.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> dropped = kernel_dropout(jnp.ones((2, 8)), 0.5, jax.random.key(0))
+      >>> sorted(set(dropped.ravel().tolist()))
+      [0.0, 2.0]
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be in [0, 1); got {rate}.")
+    if deterministic or rate == 0:
+        return kernel
+    if key is None:
+        raise ValueError(f"key must be a random key where rate = {rate} and deterministic is False; got None.")
+    keep = jax.random.bernoulli(key, 1 - rate, kernel.shape)
+    return jnp.where(keep, kernel / (1 - rate), jnp.zeros_like(kernel))
+
+
+def _check_width(width: int) -> None:
+    if not isinstance(width, int) or width < 1 or width % 2 == 0:
+        raise ValueError(f"width must be an odd integer >= 1; got {width!r}.")
