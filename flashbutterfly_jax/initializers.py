@@ -21,9 +21,13 @@ from flashbutterfly_jax.typing import DTypeLike
 class ScaledInitializer(Protocol):
     """An initialiser of independent, centred normal taps whose standard deviations are known."""
 
-    def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = ...) -> Float[Array, "..."]: ...
+    def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = ...) -> Float[Array, "..."]:
+        """A kernel of this shape."""
+        ...
 
-    def tap_scale(self, shape: Sequence[int]) -> Float[np.ndarray, "#D #K"]: ...
+    def tap_scale(self, shape: Sequence[int]) -> Float[np.ndarray, "#D #K"]:
+        """The standard deviation of each tap."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,7 @@ class random:
 
     Example:
       >>> import jax
+      >>> from flashbutterfly_jax.initializers import random
       >>> random()(jax.random.key(0), (1, 4, 16)).shape
       (1, 4, 16)
     """
@@ -41,10 +46,11 @@ class random:
     def __call__(
         self, key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "*C D K"]:
+        """A kernel of this shape."""
         _taps(shape)
         return jnp.asarray(self.scale, dtype) * jax.random.normal(key, shape, dtype)
 
-    def tap_scale(self, shape: Sequence[int]) -> Float[np.ndarray, "1 1"]:
+    def tap_scale(self, shape: Sequence[int]) -> Float[np.ndarray, "#D #K"]:
         """The standard deviation of each tap."""
         _taps(shape)
         return np.full((1, 1), self.scale)
@@ -61,6 +67,7 @@ class geometric_decay:
 
     Example:
       >>> import jax
+      >>> from flashbutterfly_jax.initializers import geometric_decay
       >>> geometric_decay()(jax.random.key(0), (1, 4, 16)).shape
       (1, 4, 16)
     """
@@ -70,6 +77,7 @@ class geometric_decay:
     def __call__(
         self, key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "*C D K"]:
+        """A kernel of this shape."""
         return jnp.asarray(self.tap_scale(shape), dtype) * jax.random.normal(key, shape, dtype)
 
     def tap_scale(self, shape: Sequence[int]) -> Float[np.ndarray, "D K"]:
@@ -93,6 +101,7 @@ def alive_fraction(
       smooth_width: of the moving average before the squash; 1 is none.
 
     Example:
+      >>> from flashbutterfly_jax.initializers import alive_fraction, random
       >>> f"{alive_fraction(random(), 0.002, (2, 256, 1024)):.3f}"
       '0.317'
     """
@@ -114,7 +123,8 @@ def warn_if_mostly_squashed(
 
     Example:
       >>> import warnings
-      >>> with warnings.catch_warnings(record=True) as caught:
+      >>> from flashbutterfly_jax.initializers import random, warn_if_mostly_squashed
+      >>> with warnings.catch_warnings(record=True, action="always") as caught:
       ...     warn_if_mostly_squashed(random(), 0.1, (1, 4, 64))
       >>> len(caught)
       1

@@ -55,4 +55,6 @@ class Backend(Protocol):
         pre_gate: Float[Array, "*B D L"] | None,
         post_gate: Float[Array, "*B #C D L"] | None,
         precision: jax.lax.Precision | None,
-    ) -> Float[Array, "*B C D L"]: ...
+    ) -> Float[Array, "*B C D L"]:
+        """The convolution, of u's dtype."""
+        ...

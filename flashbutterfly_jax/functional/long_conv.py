@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flashbutterfly_jax.functional.arguments import floating
 from flashbutterfly_jax.typing import ArrayLike, Backend, Implementation, Implementations, Precision
 
 _NAMES: tuple[Implementation, ...] = get_args(Implementation.__value__)
@@ -74,29 +75,30 @@ def long_conv(
       Array([[10.,  3.,  0.,  8.]], dtype=float32)
     """
     names = _resolve(implementation)
-    u = _floating("u", u)
-    kernel = _floating("kernel", kernel)
+    precision = _precision(precision)
+    if not isinstance(circular, bool):
+        raise ValueError(f"circular must be True or False; got {circular!r}.")
+    u = _whole_sequences("u", u)
     if u.ndim < 2:
         raise ValueError(f"u must have shape (*B, D, L), at least two axes; got shape {u.shape}.")
     *batch, features, length = u.shape
+    kernel = _whole_sequences("kernel", kernel)
     if kernel.ndim not in (2, 3) or kernel.shape[-2] != features or kernel.shape[-1] < 1:
         raise ValueError(
             f"kernel must have shape (D, K) or (C, D, K) with K >= 1 and D = {features} as in u of shape {u.shape}; "
             f"got shape {kernel.shape}."
         )
-    if not isinstance(circular, bool):
-        raise ValueError(f"circular must be True or False; got {circular!r}.")
     channels = kernel.shape[:-2]
-    skip = _shaped("skip", skip, kernel.shape[:-1], because=f"the kernel has shape {kernel.shape}")
-    reverse_kernel = _shaped("reverse_kernel", reverse_kernel, kernel.shape, because="the kernel has that shape")
-    pre_gate = _shaped("pre_gate", pre_gate, u.shape, because="u has that shape")
     result_shape = (*batch, *channels, features, length)
-    post_gate = _shaped("post_gate", post_gate, u.shape, result_shape, because="u and the result have these shapes")
+    skip = _shaped("skip", skip, kernel.shape[:-1], of="kernel without its taps")
+    reverse_kernel = _shaped("reverse_kernel", reverse_kernel, kernel.shape, of="kernel")
+    pre_gate = _shaped("pre_gate", pre_gate, u.shape, of="u")
+    post_gate = _shaped("post_gate", post_gate, u.shape, result_shape, of="u or of the result")
 
-    if 0 in result_shape:
-        return jnp.zeros(result_shape, u.dtype)
     if not channels:
-        kernel, skip, reverse_kernel = (x if x is None else x[None] for x in (kernel, skip, reverse_kernel))
+        kernel = kernel[None]
+        skip = None if skip is None else skip[None]
+        reverse_kernel = None if reverse_kernel is None else reverse_kernel[None]
     if post_gate is not None and post_gate.ndim == u.ndim:
         post_gate = post_gate[..., None, :, :]
     y = _run(
@@ -108,17 +110,20 @@ def long_conv(
         circular=circular,
         pre_gate=pre_gate,
         post_gate=post_gate,
-        precision=_precision(precision),
+        precision=precision,
     )
     return y if channels else y[..., 0, :, :]
 
 
-def _run(names: tuple[Implementation, ...], *args, **kwargs) -> Array:
+def _run(names: tuple[Implementation, ...], u: Array, kernel: Array, *args, **kwargs) -> Array:
     """The result of the first implementation that supports the request."""
     reasons = []
     for name in names:
         try:
-            return _load(name)(*args, **kwargs)
+            backend = _load(name)
+            if not u.size or not kernel.size:
+                return jnp.zeros((*u.shape[:-2], kernel.shape[0], *u.shape[-2:]), u.dtype)
+            return backend(u, kernel, *args, **kwargs)
         except NotImplementedError as reason:
             if len(names) == 1:
                 raise
@@ -154,18 +159,21 @@ def _precision(precision: Precision) -> jax.lax.Precision | None:
         raise ValueError(f"precision must be None, a jax.lax.Precision or of {names}; got {precision!r}.") from None
 
 
-def _floating(name: str, value: ArrayLike) -> Array:
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name} must have a real floating-point dtype; got {array.dtype}.")
+def _whole_sequences(name: str, value: ArrayLike) -> Array:
+    array = floating(name, value)
+    if array.ndim and (axis := jax.typeof(array).sharding.spec[-1]) is not None:
+        raise ValueError(
+            f"{name} must not be sharded along its last axis, since every output needs all of it; got {axis!r} of the "
+            f"mesh there. Call jax.sharding.reshard first."
+        )
     return array
 
 
-def _shaped(name: str, value: ArrayLike | None, *shapes: tuple[int, ...], because: str) -> Array | None:
+def _shaped(name: str, value: ArrayLike | None, *shapes: tuple[int, ...], of: str) -> Array | None:
     if value is None:
         return None
-    array = _floating(name, value)
+    array = floating(name, value)
     if array.shape not in shapes:
         expected = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
-        raise ValueError(f"{name} must have shape {expected}, as {because}; got shape {array.shape}.")
+        raise ValueError(f"{name} must have shape {expected}, that of {of}; got shape {array.shape}.")
     return array

@@ -4,16 +4,18 @@ The paper's code applies smooth, then squash, then dropout.
 """
 
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from flashbutterfly_jax.functional.arguments import floating
 from flashbutterfly_jax.functional.spectral import irfft, rfft
 from flashbutterfly_jax.typing import ArrayLike
 
 
-def squash(kernel: Float[Array, "*C D K"], threshold: ArrayLike) -> Float[Array, "*C D K"]:
+def squash(kernel: Annotated[ArrayLike, "*C D K"], threshold: float | int | Array) -> Float[Array, "..."]:
     r"""Moves every tap towards zero by the threshold, and the taps below it to exactly zero.
 
     .. math:: \operatorname{sign}(k) \max(|k| - \lambda, 0)
@@ -25,17 +27,18 @@ def squash(kernel: Float[Array, "*C D K"], threshold: ArrayLike) -> Float[Array,
     Keeps the kernel's dtype. NaN stays NaN. A threshold of 0 is the identity.
 
     Args:
-      kernel: any shape.
+      kernel: of any shape. Array-likes are accepted.
       threshold: >= 0. A traced threshold is trusted.
 
     Raises:
-      ValueError: if the threshold is negative or NaN.
+      ValueError: if the threshold is negative or NaN, or the kernel is not of real floats.
 
     Example:
       >>> import jax.numpy as jnp
       >>> squash(jnp.array([-3.0, -1.0, 0.5, 2.0]), 1.0)
       Array([-2.,  0.,  0.,  1.], dtype=float32)
     """
+    kernel = floating("kernel", kernel)
     if not isinstance(threshold, jax.core.Tracer) and not threshold >= 0:
         raise ValueError(f"threshold must be >= 0; got {threshold}.")
     threshold = jnp.asarray(threshold, kernel.dtype)
@@ -45,7 +48,7 @@ def squash(kernel: Float[Array, "*C D K"], threshold: ArrayLike) -> Float[Array,
     return jnp.where(dead, jnp.zeros_like(kernel), kernel - jnp.sign(kernel) * threshold)
 
 
-def smooth(kernel: Float[Array, "*C D K"], width: int) -> Float[Array, "*C D K"]:
+def smooth(kernel: Annotated[ArrayLike, "*C D K"], width: int) -> Float[Array, "..."]:
     r"""Moving average of each kernel over time.
 
     .. math:: \frac{1}{w} \sum_{|i| \le (w-1)/2} k_{t+i}
@@ -54,25 +57,25 @@ def smooth(kernel: Float[Array, "*C D K"], width: int) -> Float[Array, "*C D K"]
     kernel's dtype.
 
     Args:
-      kernel: at least one axis; the last one is averaged.
+      kernel: ``(..., K)``, array-likes accepted; the last axis is averaged.
       width: odd and >= 1; 1 is the identity.
 
     Raises:
-      ValueError: if the width is even or below 1.
+      ValueError: if the width is even or below 1, or the kernel is not of real floats.
 
     Example:
       >>> import jax.numpy as jnp
       >>> smooth(jnp.array([3.0, 6.0, 9.0]), 3)
       Array([3., 6., 5.], dtype=float32)
     """
-    _check_width(width)
+    kernel = _odd_window(kernel, width)
     window = (1,) * (kernel.ndim - 1) + (width,)
     padding = ((0, 0),) * (kernel.ndim - 1) + ((width // 2, width // 2),)
     zero = jnp.zeros((), kernel.dtype)
     return jax.lax.reduce_window(kernel, zero, jax.lax.add, window, (1,) * kernel.ndim, padding) / width
 
 
-def smooth_frequency(kernel: Float[Array, "*C D K"], width: int) -> Float[Array, "*C D K"]:
+def smooth_frequency(kernel: Annotated[ArrayLike, "*C D K"], width: int) -> Float[Array, "..."]:
     r"""Gaussian-weighted sum of each kernel over neighbouring frequencies: the paper code's other smoothing.
 
     .. math:: \hat k_f \leftarrow \sum_{|i| \le (w-1)/2} e^{-i^2/2}\, \hat k_{f+i}
@@ -82,18 +85,18 @@ def smooth_frequency(kernel: Float[Array, "*C D K"], width: int) -> Float[Array,
     float32 at least.
 
     Args:
-      kernel: at least one axis; the last one is transformed.
+      kernel: ``(..., K)``, array-likes accepted; the last axis is transformed.
       width: odd and >= 1; 1 is the identity.
 
     Raises:
-      ValueError: if the width is even or below 1.
+      ValueError: if the width is even or below 1, or the kernel is not of real floats.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> smooth_frequency(jnp.array([1.0, 0.0, 0.0, 0.0]), 3).round(3)
-      Array([ 1.91,  0.  , -0.303,  0.  ], dtype=float32)
+      >>> [round(tap, 3) for tap in smooth_frequency(jnp.array([1.0, 0.0, 0.0, 0.0]), 3).tolist()]
+      [1.91, 0.0, -0.303, 0.0]
     """
-    _check_width(width)
+    kernel = _odd_window(kernel, width)
     taps, half = kernel.shape[-1], width // 2
     spectrum = rfft(kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), taps)
     padded = jnp.pad(spectrum, ((0, 0),) * (kernel.ndim - 1) + ((half, half),))
@@ -103,20 +106,24 @@ def smooth_frequency(kernel: Float[Array, "*C D K"], width: int) -> Float[Array,
 
 
 def kernel_dropout(
-    kernel: Float[Array, "*C D K"], rate: float | int, key: PRNGKeyArray | None = None, *, deterministic: bool = False
-) -> Float[Array, "*C D K"]:
+    kernel: Annotated[ArrayLike, "*C D K"],
+    rate: float | int,
+    key: PRNGKeyArray | None = None,
+    *,
+    deterministic: bool = False,
+) -> Float[Array, "..."]:
     r"""Sets each tap to zero with probability ``rate`` and scales the others by ``1 / (1 - rate)``.
 
     One mask serves the whole batch, since the batch shares the kernel. Keeps the kernel's dtype.
 
     Args:
-      kernel: any shape.
+      kernel: of any shape. Array-likes are accepted.
       rate: 0 <= rate < 1.
       key: random key; needed unless ``deterministic`` or the rate is 0.
       deterministic: returns the kernel as it is.
 
     Raises:
-      ValueError: if the rate is out of range, or the key is missing.
+      ValueError: if the rate is out of range, the key is missing, or the kernel is not of real floats.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -124,6 +131,7 @@ def kernel_dropout(
       >>> sorted(set(dropped.ravel().tolist()))
       [0.0, 2.0]
     """
+    kernel = floating("kernel", kernel)
     if not 0 <= rate < 1:
         raise ValueError(f"rate must be in [0, 1); got {rate}.")
     if deterministic or rate == 0:
@@ -134,6 +142,11 @@ def kernel_dropout(
     return jnp.where(keep, kernel / (1 - rate), jnp.zeros_like(kernel))
 
 
-def _check_width(width: int) -> None:
+def _odd_window(kernel: ArrayLike, width: int) -> Array:
+    """The kernel as an array, if a window of this width has a middle and the kernel an axis to slide along."""
     if not isinstance(width, int) or width < 1 or width % 2 == 0:
         raise ValueError(f"width must be an odd integer >= 1; got {width!r}.")
+    array = floating("kernel", kernel)
+    if array.ndim < 1 or array.shape[-1] < 1:
+        raise ValueError(f"kernel must have shape (..., K) with K >= 1; got shape {array.shape}.")
+    return array

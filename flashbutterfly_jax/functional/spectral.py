@@ -50,9 +50,7 @@ def _partition(n, inverse, mesh, arguments, result):
 
 
 _partitioned_real_fft = custom_partitioning(_real_fft, static_argnums=(1, 2))
-_partitioned_real_fft.def_partition(
-    _partition, sharding_rule="... l -> ... f", need_replication_factors=("l", "f")
-)
+_partitioned_real_fft.def_partition(_partition, sharding_rule="... l -> ... f", need_replication_factors=("l", "f"))
 
 
 # The primitive carries its program as a parameter because JAX gives a lowering rule the devices that

@@ -29,8 +29,8 @@ def long_conv_xla(
     del precision
     length, output_dtype = u.shape[-1], u.dtype
     arguments = (u, kernel, skip, reverse_kernel, pre_gate, post_gate)
-    dtype = jnp.float64 if any(x is not None and x.dtype == jnp.float64 for x in arguments) else jnp.float32
-    u, kernel, skip, reverse_kernel, pre_gate, post_gate = (x if x is None else x.astype(dtype) for x in arguments)
+    dtype = jnp.float64 if any(x.dtype == jnp.float64 for x in jax.tree.leaves(arguments)) else jnp.float32
+    u, kernel, skip, reverse_kernel, pre_gate, post_gate = jax.tree.map(lambda x: x.astype(dtype), arguments)
 
     n = _fft_size(length, kernel.shape[-1], bidirectional=reverse_kernel is not None, circular=circular)
     gated = u if pre_gate is None else u * pre_gate
