@@ -1,0 +1,10 @@
+"""Settings that must be made before JAX touches a device."""
+
+import os
+
+# A CUDA plugin that finds no driver complains on import, and warnings are errors here.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)  # sharding is tested on eight devices that one CPU pretends to be

@@ -1,0 +1,7 @@
+"""`implementation="xla"` against the direct sum."""
+
+from tests.parity import ParitySuite
+
+
+class TestXla(ParitySuite):
+    implementation = "xla"

@@ -1,0 +1,24 @@
+"""Every tolerance of a long convolution, each beside the largest error measured over the cases of `tests.parity`.
+
+Errors are relative to the largest value of the array: max |got - want| / max |want|, want in float64.
+"""
+
+# implementation -> dtype of the result (that of u) -> tolerance. The kernel is float32 where u has 16 bits.
+FORWARD = {
+    "xla": {
+        "float64": 5e-15,  # 5.6e-16
+        "float32": 1e-6,  # 2.9e-7
+        "bfloat16": 4e-3,  # 3.0e-3; half a unit in the last place is 3.9e-3 of the smallest number of a binade
+        "float16": 5e-4,  # 3.9e-4; likewise 4.9e-4
+    },
+}
+
+# implementation -> dtype of the gradient (that of its argument) -> tolerance
+GRADIENT = {
+    "xla": {
+        "float64": 5e-15,  # 7.1e-16
+        "float32": 1e-6,  # 4.2e-7
+        "bfloat16": 4e-3,  # 3.4e-3
+        "float16": 5e-4,  # 3.7e-4
+    },
+}
