@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from scipy.special import erfc
 
-from flashbutterfly_jax.typing import DTypeLike
+from flashbutterfly_jax.typing import DTypeLike, checked_by_hand
 
 
 @runtime_checkable
@@ -87,9 +87,8 @@ class geometric_decay:
         return self.scale * np.exp(-rates[:, None] * np.arange(taps) / taps)
 
 
-def alive_fraction(
-    init: ScaledInitializer, threshold: float | int, shape: Sequence[int], *, smooth_width: int = 1
-) -> float:
+@checked_by_hand
+def alive_fraction(init: ScaledInitializer, threshold: float, shape: Sequence[int], *, smooth_width: int = 1) -> float:
     """The fraction of taps that `flashbutterfly_jax.squash` leaves alive right after initialisation.
 
     Smoothing before the squash averages independent taps, which makes them smaller.
@@ -113,8 +112,9 @@ def alive_fraction(
         return float(np.mean(erfc(threshold / np.sqrt(2 * variance)))) if threshold > 0 else 1.0
 
 
+@checked_by_hand
 def warn_if_mostly_squashed(
-    init: Callable, threshold: float | int, shape: Sequence[int], *, smooth_width: int = 1, least: float | int = 0.01
+    init: Callable, threshold: float, shape: Sequence[int], *, smooth_width: int = 1, least: float = 0.01
 ) -> None:
     """Warns if fewer than the ``least`` fraction of taps survive the squash at initialisation.
 

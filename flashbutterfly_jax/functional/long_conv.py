@@ -2,26 +2,28 @@
 
 import difflib
 import importlib
-from typing import Annotated, cast, get_args
+from typing import Annotated, Any, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flashbutterfly_jax.functional.arguments import floating
-from flashbutterfly_jax.typing import ArrayLike, Backend, Implementation, Implementations, Precision
+from flashbutterfly_jax.typing import ArrayLike, Backend, Implementation, Implementations, Precision, checked_by_hand
 
 _NAMES: tuple[Implementation, ...] = get_args(Implementation.__value__)
 
 # Where each implementation lives, imported on first use. A name without an entry is known but not part of this version.
 _BACKENDS: dict[Implementation, str] = {
     "xla": "flashbutterfly_jax.functional.xla:long_conv_xla",
+    "butterfly": "flashbutterfly_jax.functional.butterfly:long_conv_butterfly",
 }
 
 # What None tries, in order. The last one takes every valid request.
 _DEFAULT_ORDER: tuple[Implementation, ...] = ("xla",)
 
 
+@checked_by_hand
 def long_conv(
     u: Annotated[ArrayLike, "*B D L"],
     kernel: Annotated[ArrayLike, "*C D K"],
@@ -75,7 +77,7 @@ def long_conv(
       Array([[10.,  3.,  0.,  8.]], dtype=float32)
     """
     names = _resolve(implementation)
-    precision = _precision(precision)
+    precision = _canonical_precision(precision)
     if not isinstance(circular, bool):
         raise ValueError(f"circular must be True or False; got {circular!r}.")
     u = _whole_sequences("u", u)
@@ -138,7 +140,7 @@ def _load(name: Implementation) -> Backend:
     return getattr(importlib.import_module(module), function)
 
 
-def _resolve(implementation: Implementations) -> tuple[Implementation, ...]:
+def _resolve(implementation: Any) -> tuple[Implementation, ...]:
     if implementation is None:
         return _DEFAULT_ORDER
     names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
@@ -148,10 +150,10 @@ def _resolve(implementation: Implementations) -> tuple[Implementation, ...]:
         if name not in _NAMES:
             nearest = difflib.get_close_matches(str(name), _NAMES, n=1, cutoff=0.0)[0]
             raise ValueError(f"implementation must be None or of {_NAMES}; got {name!r}. Did you mean {nearest!r}?")
-    return cast(tuple[Implementation, ...], names)
+    return names
 
 
-def _precision(precision: Precision) -> jax.lax.Precision | None:
+def _canonical_precision(precision: Any) -> jax.lax.Precision | None:
     try:
         return None if precision is None else jax.lax.Precision(precision)
     except ValueError:
@@ -159,7 +161,7 @@ def _precision(precision: Precision) -> jax.lax.Precision | None:
         raise ValueError(f"precision must be None, a jax.lax.Precision or of {names}; got {precision!r}.") from None
 
 
-def _whole_sequences(name: str, value: ArrayLike) -> Array:
+def _whole_sequences(name: str, value: Any) -> Array:
     array = floating(name, value)
     if array.ndim and (axis := jax.typeof(array).sharding.spec[-1]) is not None:
         raise ValueError(
@@ -169,7 +171,7 @@ def _whole_sequences(name: str, value: ArrayLike) -> Array:
     return array
 
 
-def _shaped(name: str, value: ArrayLike | None, *shapes: tuple[int, ...], of: str) -> Array | None:
+def _shaped(name: str, value: Any, *shapes: tuple[int, ...], of: str) -> Array | None:
     if value is None:
         return None
     array = floating(name, value)

@@ -4,7 +4,7 @@ The paper's code applies smooth, then squash, then dropout.
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from flashbutterfly_jax.functional.arguments import floating
 from flashbutterfly_jax.functional.spectral import irfft, rfft
-from flashbutterfly_jax.typing import ArrayLike
+from flashbutterfly_jax.typing import ArrayLike, checked_by_hand
 
 
-def squash(kernel: Annotated[ArrayLike, "*C D K"], threshold: float | int | Array) -> Float[Array, "..."]:
+@checked_by_hand
+def squash(kernel: Annotated[ArrayLike, "*C D K"], threshold: float | Array) -> Float[Array, "..."]:
     r"""Moves every tap towards zero by the threshold, and the taps below it to exactly zero.
 
     .. math:: \operatorname{sign}(k) \max(|k| - \lambda, 0)
@@ -48,6 +49,7 @@ def squash(kernel: Annotated[ArrayLike, "*C D K"], threshold: float | int | Arra
     return jnp.where(dead, jnp.zeros_like(kernel), kernel - jnp.sign(kernel) * threshold)
 
 
+@checked_by_hand
 def smooth(kernel: Annotated[ArrayLike, "*C D K"], width: int) -> Float[Array, "..."]:
     r"""Moving average of each kernel over time.
 
@@ -75,6 +77,7 @@ def smooth(kernel: Annotated[ArrayLike, "*C D K"], width: int) -> Float[Array, "
     return jax.lax.reduce_window(kernel, zero, jax.lax.add, window, (1,) * kernel.ndim, padding) / width
 
 
+@checked_by_hand
 def smooth_frequency(kernel: Annotated[ArrayLike, "*C D K"], width: int) -> Float[Array, "..."]:
     r"""Gaussian-weighted sum of each kernel over neighbouring frequencies: the paper code's other smoothing.
 
@@ -105,9 +108,10 @@ def smooth_frequency(kernel: Annotated[ArrayLike, "*C D K"], width: int) -> Floa
     return irfft(sum(shifts, start=jnp.zeros_like(spectrum)), taps).astype(kernel.dtype)
 
 
+@checked_by_hand
 def kernel_dropout(
     kernel: Annotated[ArrayLike, "*C D K"],
-    rate: float | int,
+    rate: float,
     key: PRNGKeyArray | None = None,
     *,
     deterministic: bool = False,
@@ -142,7 +146,7 @@ def kernel_dropout(
     return jnp.where(keep, kernel / (1 - rate), jnp.zeros_like(kernel))
 
 
-def _odd_window(kernel: ArrayLike, width: int) -> Array:
+def _odd_window(kernel: Any, width: Any) -> Array:
     """The kernel as an array, if a window of this width has a middle and the kernel an axis to slide along."""
     if not isinstance(width, int) or width < 1 or width % 2 == 0:
         raise ValueError(f"width must be an odd integer >= 1; got {width!r}.")
