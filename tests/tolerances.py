@@ -11,6 +11,12 @@ FORWARD = {
         "bfloat16": 4e-3,  # 3.0e-3; half a unit in the last place is 3.9e-3 of the smallest number of a binade
         "float16": 5e-4,  # 3.9e-4; likewise 4.9e-4
     },
+    "butterfly": {
+        "float64": 5e-15,  # 1.6e-15
+        "float32": 1e-6,  # 3.3e-7
+        "bfloat16": 4e-3,  # 3.0e-3
+        "float16": 5e-4,  # 3.9e-4
+    },
 }
 
 # implementation -> dtype of the gradient (that of its argument) -> tolerance
@@ -20,5 +26,11 @@ GRADIENT = {
         "float32": 1e-6,  # 4.2e-7
         "bfloat16": 4e-3,  # 3.4e-3
         "float16": 5e-4,  # 3.7e-4
+    },
+    "butterfly": {
+        "float64": 6e-15,  # 2.1e-15
+        "float32": 2e-6,  # 7.8e-7
+        "bfloat16": 4e-3,  # 3.4e-3
+        "float16": 5e-4,  # 4.4e-4
     },
 }
