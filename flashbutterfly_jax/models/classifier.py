@@ -1,0 +1,59 @@
+"""What the Linen and the NNX classifier both check."""
+
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+from flashbutterfly_jax.models.checks import check_choice, check_positive, check_rate, check_sequence
+from flashbutterfly_jax.models.residual import NORMS, Norm
+
+type Decoder = Literal["mean", "last", "retrieval"]
+
+
+@runtime_checkable
+class ClassifierArguments(Protocol):
+    """The constructor arguments that are checked."""
+
+    num_classes: int
+    features: int
+    num_layers: int
+    kernel_length: int
+    input_features: int
+    vocab_size: int | None
+    decoder: Decoder
+    norm: Norm
+    dropout_rate: float
+
+
+def check_classifier(model: ClassifierArguments) -> None:
+    """Refuses a model that cannot run.
+
+    Raises:
+      ValueError: naming the first argument that is wrong.
+    """
+    for name in ("num_classes", "features", "num_layers", "kernel_length", "input_features"):
+        check_positive(name, getattr(model, name))
+    if model.vocab_size is not None:
+        check_positive("vocab_size", model.vocab_size)
+    check_choice("decoder", model.decoder, get_args(Decoder.__value__))
+    check_choice("norm", model.norm, NORMS)
+    check_rate("dropout_rate", model.dropout_rate)
+
+
+def check_input(model: ClassifierArguments, x: Shaped[Array, "..."]) -> None:
+    """Refuses what is neither the pixels nor the tokens that the model was made for.
+
+    Raises:
+      ValueError: naming what is wrong with x.
+    """
+    if model.vocab_size is None:
+        check_sequence(x, model.input_features, name="input_features")
+    elif not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"x must hold integer tokens, since vocab_size = {model.vocab_size}; got {x.dtype}.")
+    axes = 2 if model.vocab_size is None else 1
+    if x.ndim < axes:
+        raise ValueError(f"x must have shape (*B, L), at least one axis; got shape {x.shape}.")
+    if model.decoder == "retrieval" and (x.ndim == axes or x.shape[-axes - 1] != 2):
+        trailing = "(*B, 2, L, input_features)" if axes == 2 else "(*B, 2, L)"
+        raise ValueError(f"x must have shape {trailing}, two documents for retrieval; got shape {x.shape}.")

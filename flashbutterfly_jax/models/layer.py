@@ -1,0 +1,162 @@
+"""The long convolution layer of Fu et al. 2023 without its parameters: what `linen` and `nnx` both run."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from flashbutterfly_jax.functional import kernel_dropout, long_conv, smooth, squash
+from flashbutterfly_jax.initializers import warn_if_mostly_squashed
+from flashbutterfly_jax.models.checks import check_lengths, check_positive, check_rate, check_sequence
+from flashbutterfly_jax.typing import DTypeLike, Implementations, KernelTransform, Precision
+
+DEFAULT_SQUASH_THRESHOLD = 0.003  # of the paper code's layer configuration; its class default of 0.1 kills every tap
+
+
+@runtime_checkable
+class LongConvArguments(Protocol):
+    """The constructor arguments that the Linen and the NNX layer share."""
+
+    features: int
+    kernel_length: int
+    channels: int
+    bidirectional: bool
+    squash_threshold: float
+    smooth_width: int
+    kernel_dropout_rate: float
+    dropout_rate: float
+    kernel_transform: KernelTransform | None
+
+
+def check_long_conv(layer: LongConvArguments) -> None:
+    """Refuses a layer that cannot run.
+
+    Raises:
+      ValueError: naming the first argument that is wrong.
+    """
+    check_positive("features", layer.features)
+    check_positive("kernel_length", layer.kernel_length)
+    check_positive("channels", layer.channels)
+    check_positive("smooth_width", layer.smooth_width)
+    if layer.smooth_width % 2 == 0:
+        raise ValueError(f"smooth_width must be odd, so that the window has a centre; got {layer.smooth_width}.")
+    if not layer.squash_threshold >= 0:
+        raise ValueError(f"squash_threshold must be >= 0; got {layer.squash_threshold}.")
+    check_rate("kernel_dropout_rate", layer.kernel_dropout_rate)
+    check_rate("dropout_rate", layer.dropout_rate)
+    replaced = (layer.smooth_width, layer.squash_threshold, layer.kernel_dropout_rate)
+    if layer.kernel_transform is not None and replaced != (1, DEFAULT_SQUASH_THRESHOLD, 0):
+        raise ValueError(
+            "kernel_transform replaces smoothing, squash and kernel dropout, so their arguments must keep their "
+            f"defaults; got smooth_width, squash_threshold, kernel_dropout_rate = {replaced}."
+        )
+
+
+def kernel_shape(layer: LongConvArguments) -> tuple[int, int, int]:
+    """``(C', D, K)``: a bidirectional layer stores its C reverse kernels after its C forward ones."""
+    return layer.channels * (2 if layer.bidirectional else 1), layer.features, layer.kernel_length
+
+
+def initialize_kernel(
+    layer: LongConvArguments, init: Callable, key: PRNGKeyArray, dtype: DTypeLike
+) -> Float[Array, "R D K"]:
+    """A new kernel, with a warning where the squash will leave next to none of it."""
+    shape = kernel_shape(layer)
+    if layer.kernel_transform is None:
+        warn_if_mostly_squashed(init, layer.squash_threshold, shape, smooth_width=layer.smooth_width)
+    return init(key, shape, dtype)
+
+
+def regularize_kernel(
+    layer: LongConvArguments, kernel: Float[Array, "R D K"], next_key: Callable[[], PRNGKeyArray], deterministic: bool
+) -> Float[Array, "R D K"]:
+    """The kernel that is convolved with: ``kernel_transform`` of it, or smooth, then squash, then dropout.
+
+    Args:
+      layer: whose arguments say how.
+      kernel: as stored.
+      next_key: makes the random key of the dropout; called in training only, where the rate is not 0.
+      deterministic: leaves the dropout out.
+    """
+    if layer.kernel_transform is not None:
+        return layer.kernel_transform(kernel)
+    kernel = squash(smooth(kernel, layer.smooth_width), layer.squash_threshold)
+    if deterministic or layer.kernel_dropout_rate == 0:
+        return kernel
+    return kernel_dropout(kernel, layer.kernel_dropout_rate, next_key())
+
+
+def convolve_channels(
+    x: Float[Array, "*B L D"],
+    kernel: Float[Array, "R D K"],
+    skip: Float[Array, "C D"],
+    *,
+    lengths: Int[Array, "*B"] | None = None,
+    dtype: DTypeLike | None = None,
+    precision: Precision = None,
+    implementation: Implementations = None,
+) -> Float[Array, "*B L CD"]:
+    r"""The layer up to its output projection: every kernel over every feature, then the exact GELU.
+
+    .. math:: h_{t,\,cD+d} = \mathrm{GELU}\Big(\sum_s k_{c,d,t-s}\, x_{s,d} + b_{c,d}\, x_{t,d}\Big)
+
+    Channels are flattened with the channel outermost, as in the paper's code. The result has ``dtype``, or what the
+    arguments promote to; the kernel keeps its own.
+
+    Args:
+      x: the sequence.
+      kernel: one kernel for each channel, or two: with R = 2C rows the last C look ahead.
+      skip: the weight of x itself.
+      lengths: positions from here on are padding and count as zero, for the skip too.
+      dtype: of the computation; None promotes the arguments.
+      precision: passed on to `flashbutterfly_jax.long_conv`.
+      implementation: likewise.
+
+    Raises:
+      ValueError: if an argument has a wrong shape or dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> h = convolve_channels(jnp.ones((3, 1)), jnp.ones((1, 1, 3)), jnp.zeros((1, 1)))
+      >>> [round(value, 2) for value in h[:, 0].tolist()]  # the GELU of 1, 2 and 3
+      [0.84, 1.95, 3.0]
+    """
+    channels, features = skip.shape
+    check_sequence(x, features)
+    u = jnp.swapaxes(mask_padding(x, lengths), -1, -2).astype(dtype or jnp.result_type(x, kernel, skip))
+    y = long_conv(
+        u,
+        kernel[:channels],
+        skip,
+        reverse_kernel=kernel[channels:] if kernel.shape[0] == 2 * channels else None,
+        precision=precision,
+        implementation=implementation,
+    )
+    flat = y.reshape(*y.shape[:-3], channels * features, y.shape[-1])
+    return jax.nn.gelu(jnp.swapaxes(flat, -1, -2), approximate=False)
+
+
+def mask_padding(x: Float[Array, "*B L D"], lengths: Int[Array, "*B"] | None) -> Float[Array, "*B L D"]:
+    """The sequence with zeros from each one's length on, whatever was there (NaN included)."""
+    if lengths is None:
+        return x
+    check_lengths(lengths, x.shape[:-2])
+    inside = jnp.arange(x.shape[-2]) < lengths[..., None]
+    return jnp.where(inside[..., None], x, jnp.zeros_like(x))
+
+
+def uniform_fan_in(fan_in: int) -> Callable[[PRNGKeyArray, Sequence[int], DTypeLike], Array]:
+    r"""Initialiser of the weights and biases of a dense layer, :math:`U(\pm 1/\sqrt{\mathrm{fan\_in}})`.
+
+    PyTorch's default and therefore the paper's; Flax gives its dense layers other ones.
+
+    Example:
+      >>> import jax
+      >>> bool(abs(uniform_fan_in(4)(jax.random.key(0), (4, 8), "float32")).max() <= 0.5)
+      True
+    """
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
