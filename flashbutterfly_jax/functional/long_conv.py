@@ -171,7 +171,7 @@ def _whole_sequences(name: str, value: Any) -> Array:
     return array
 
 
-def _shaped(name: str, value: Any, *shapes: tuple[int, ...], of: str) -> Array | None:
+def _shaped(name: str, value: Any, *shapes: tuple[Any, ...], of: str) -> Array | None:
     if value is None:
         return None
     array = floating(name, value)

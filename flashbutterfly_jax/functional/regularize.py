@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from flashbutterfly_jax.functional.arguments import floating
@@ -73,7 +74,7 @@ def smooth(kernel: Annotated[ArrayLike, "*C D K"], width: int) -> Float[Array, "
     kernel = _odd_window(kernel, width)
     window = (1,) * (kernel.ndim - 1) + (width,)
     padding = ((0, 0),) * (kernel.ndim - 1) + ((width // 2, width // 2),)
-    zero = jnp.zeros((), kernel.dtype)
+    zero = np.zeros((), kernel.dtype)  # a constant under jit too: only then does JAX know that this is a sum
     return jax.lax.reduce_window(kernel, zero, jax.lax.add, window, (1,) * kernel.ndim, padding) / width
 
 
