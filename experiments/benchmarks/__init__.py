@@ -1,0 +1,1 @@
+"""Timings of the library against what a user would write by hand."""
