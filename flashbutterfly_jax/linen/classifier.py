@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,8 @@ class SequenceClassifier(nn.Module):
     The logits have ``dtype``, or what x and the parameters promote to.
 
     The blocks are one block scanned over stacked parameters: it is compiled once whatever the depth. Parameters:
-    ``encoder``, ``blocks`` (each with a leading axis of ``num_layers``), ``norm`` where prenorm, ``hidden`` where
-    retrieval, ``decoder``. They are the same with and without ``scan_layers``.
+    ``encoder``, ``blocks`` (each with a leading axis of ``num_layers``), ``final_norm`` where prenorm, ``hidden``
+    where retrieval, ``head``. They are the same with and without ``scan_layers``.
 
     Attributes:
       num_classes: logits for each sequence.
@@ -107,12 +108,12 @@ class SequenceClassifier(nn.Module):
         deterministic = deterministic if deterministic is not None else self.deterministic
         x = self._blocks(self._encode(x), lengths, deterministic)
         if self.prenorm:
-            x = make_norm(self.norm, deterministic, self.dtype, self.param_dtype)(x)
+            x = make_norm(self.norm, deterministic, self.dtype, self.param_dtype, "final_norm")(x)
+        x = pool(x, "last" if self.decoder == "last" else "mean", lengths)
         if self.decoder == "retrieval":
-            pair = pair_features(pool(x, "mean", lengths))
-            hidden = self._dense(4 * self.features, self.features, "hidden")(pair)
-            return self._dense(self.features, self.num_classes, "decoder")(jax.nn.gelu(hidden, approximate=False))
-        return self._dense(self.features, self.num_classes, "decoder")(pool(x, self.decoder, lengths))
+            hidden = self._dense(4 * self.features, self.features, "hidden")
+            x = jax.nn.gelu(hidden(pair_features(x)), approximate=False)
+        return self._dense(self.features, self.num_classes, "head")(x)
 
     def _encode(self, x):
         if self.vocab_size is None:
@@ -127,7 +128,7 @@ class SequenceClassifier(nn.Module):
         )(x)
 
     def _blocks(self, x, lengths, deterministic):
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         block = ResidualBlock(
             features=self.features,
             layer=functools.partial(
@@ -156,5 +157,5 @@ class SequenceClassifier(nn.Module):
 
     def _dense(self, fan_in: int, features: int, name: str) -> nn.Module:
         init = uniform_fan_in(fan_in)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
         return nn.Dense(features, kernel_init=init, bias_init=init, name=name, **types)

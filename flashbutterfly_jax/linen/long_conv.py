@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from flashbutterfly_jax import initializers
 from flashbutterfly_jax.models import layer
 from flashbutterfly_jax.models.checks import resolve_deterministic
 from flashbutterfly_jax.typing import DTypeLike, Implementations, KernelTransform, Precision
@@ -70,7 +69,7 @@ class LongConv(nn.Module):
     kernel_dropout_rate: float = 0.0
     dropout_rate: float = 0.0
     kernel_transform: KernelTransform | None = None
-    kernel_init: Callable = initializers.random()
+    kernel_init: Callable = layer.DEFAULT_KERNEL_INIT
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Precision = None

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from flashbutterfly_jax.models.checks import check_choice, check_rate, resolve_deterministic
-from flashbutterfly_jax.models.residual import BATCH_NORM, LAYER_NORM, NORMS, Norm
+from flashbutterfly_jax.models.residual import EPSILON, MOMENTUM, NORMS, Norm
 from flashbutterfly_jax.typing import DTypeLike
 
 
@@ -76,9 +76,11 @@ class ResidualBlock(nn.Module):
         return y if self.prenorm else norm(y)
 
 
-def make_norm(norm: Norm, deterministic: bool | None, dtype: DTypeLike | None, param_dtype: DTypeLike) -> nn.Module:
+def make_norm(
+    norm: Norm, deterministic: bool | None, dtype: DTypeLike | None, param_dtype: DTypeLike, name: str = "norm"
+) -> nn.Module:
     """The normalisation named ``norm`` of the module in whose call this is called."""
     if norm == "layer":
-        return nn.LayerNorm(**LAYER_NORM, dtype=dtype, param_dtype=param_dtype, name="norm")
+        return nn.LayerNorm(epsilon=EPSILON, dtype=dtype, param_dtype=param_dtype, name=name)
     running = resolve_deterministic(deterministic, None, matters=True)
-    return nn.BatchNorm(running, **BATCH_NORM, dtype=dtype, param_dtype=param_dtype, name="norm")
+    return nn.BatchNorm(running, epsilon=EPSILON, momentum=MOMENTUM, dtype=dtype, param_dtype=param_dtype, name=name)

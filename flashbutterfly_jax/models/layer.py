@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from flashbutterfly_jax.functional import kernel_dropout, long_conv, smooth, squash
-from flashbutterfly_jax.initializers import warn_if_mostly_squashed
+from flashbutterfly_jax.initializers import random, warn_if_mostly_squashed
 from flashbutterfly_jax.models.checks import check_lengths, check_positive, check_rate, check_sequence
 from flashbutterfly_jax.typing import DTypeLike, Implementations, KernelTransform, Precision
 
 DEFAULT_SQUASH_THRESHOLD = 0.003  # of the paper code's layer configuration; its class default of 0.1 kills every tap
+DEFAULT_KERNEL_INIT = random()
 
 
 @runtime_checkable
@@ -71,7 +72,10 @@ def initialize_kernel(
 
 
 def regularize_kernel(
-    layer: LongConvArguments, kernel: Float[Array, "R D K"], next_key: Callable[[], PRNGKeyArray], deterministic: bool
+    layer: LongConvArguments,
+    kernel: Float[Array, "R D K"],
+    next_key: Callable[[], PRNGKeyArray] | None,
+    deterministic: bool,
 ) -> Float[Array, "R D K"]:
     """The kernel that is convolved with: ``kernel_transform`` of it, or smooth, then squash, then dropout.
 
@@ -84,7 +88,7 @@ def regularize_kernel(
     if layer.kernel_transform is not None:
         return layer.kernel_transform(kernel)
     kernel = squash(smooth(kernel, layer.smooth_width), layer.squash_threshold)
-    if deterministic or layer.kernel_dropout_rate == 0:
+    if deterministic or layer.kernel_dropout_rate == 0 or next_key is None:
         return kernel
     return kernel_dropout(kernel, layer.kernel_dropout_rate, next_key())
 
@@ -148,7 +152,7 @@ def mask_padding(x: Float[Array, "*B L D"], lengths: Int[Array, "*B"] | None) ->
     return jnp.where(inside[..., None], x, jnp.zeros_like(x))
 
 
-def uniform_fan_in(fan_in: int) -> Callable[[PRNGKeyArray, Sequence[int], DTypeLike], Array]:
+def uniform_fan_in(fan_in: int) -> Callable[..., Array]:
     r"""Initialiser of the weights and biases of a dense layer, :math:`U(\pm 1/\sqrt{\mathrm{fan\_in}})`.
 
     PyTorch's default and therefore the paper's; Flax gives its dense layers other ones.
@@ -159,4 +163,8 @@ def uniform_fan_in(fan_in: int) -> Callable[[PRNGKeyArray, Sequence[int], DTypeL
       True
     """
     bound = 1 / math.sqrt(fan_in)
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    def init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

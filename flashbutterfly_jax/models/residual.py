@@ -7,5 +7,5 @@ NORMS = get_args(Norm.__value__)
 
 # PyTorch's defaults, under which the paper's models were trained. Flax has an epsilon of 1e-6 for layers and a momentum
 # of 0.99 for batches; PyTorch's momentum of 0.1 weighs the new statistics, Flax's the old ones.
-LAYER_NORM = {"epsilon": 1e-5}
-BATCH_NORM = {"epsilon": 1e-5, "momentum": 0.9}
+EPSILON = 1e-5
+MOMENTUM = 0.9
