@@ -143,7 +143,7 @@ def _load(name: Implementation) -> Backend:
 def _resolve(implementation: Any) -> tuple[Implementation, ...]:
     if implementation is None:
         return _DEFAULT_ORDER
-    names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
+    names = tuple(implementation) if isinstance(implementation, list | tuple) else (implementation,)
     if not names:
         raise ValueError(f"implementation must name at least one of {_NAMES}, or be None; got {implementation!r}.")
     for name in names:

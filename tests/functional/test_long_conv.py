@@ -41,6 +41,7 @@ KERNELS = np.stack([KERNEL, KERNEL[::-1]])
         ({"implementation": "xls"}, "implementation must be None or of .*; got 'xls'. Did you mean 'xla'"),
         ({"implementation": "mosaic"}, "Did you mean 'mosaic_gpu'"),
         ({"implementation": ("xla", "cuda")}, "got 'cuda'"),
+        ({"implementation": 3}, "implementation must be None or of .*; got 3"),
         ({"implementation": ()}, r"implementation must name at least one of .*; got \(\)"),
     ],
 )
