@@ -92,13 +92,18 @@ class TestPlan:
 
 
 class TestTables:
-    def test_tables_of_long_transforms_stay_exact(self):
-        """4e-16 measured; without exact reduction of the phase 1e-10."""
-        table = butterfly.twiddle(1024, 1024, 0.25)
-        k, m = np.meshgrid(np.arange(1, 1024, 89), np.arange(1, 1024, 97), indexing="ij")
-        turns = ((4 * k + 1) * m % 2**22).astype(np.longdouble) / 2**22
+    @pytest.mark.parametrize("n", [64, 1021])
+    def test_blocks_are_exact_to_the_last_bits(self, n):
+        k, t = np.ogrid[:n, :n]
+        turns = ((4 * k + 1) * t % (4 * n)).astype(np.longdouble) / (4 * n)
         angle = -8 * np.arctan(np.longdouble(1)) * turns
-        assert np.abs(table[k, m] - (np.cos(angle) + 1j * np.sin(angle))).max() < 1e-15
+        block = butterfly.dft_block(n, 0.25)
+        assert np.abs(block - (np.cos(angle) + 1j * np.sin(angle))).max() < 1e-15  # 6.7e-16
+
+    def test_a_twiddle_follows_every_frequency_of_the_block(self):
+        k, m = np.ogrid[:3, :5]
+        want = np.exp(-2j * np.pi * (k + 0.25) * m / 15)
+        np.testing.assert_allclose(butterfly.twiddle(3, 5, 0.25), want, atol=1e-15)
 
     def test_tables_are_shared_and_read_only(self):
         block = butterfly.dft_block(8)
@@ -271,6 +276,25 @@ class TestLongConv:
         """97 and 257 are prime: the first is one dense block, the second is padded and its taps are wrapped."""
         exact = {length: butterfly.convolution._circular_plan(length)[1] for length in (64, 97, 257, 1024)}
         assert exact == {64: True, 97: True, 257: False, 1024: True}
+
+    def test_circular_convolution_of_a_length_without_a_cyclic_plan(self, rng):
+        u, g = rng.standard_normal((2, 1, 2, 257))
+        kernel, reverse = rng.standard_normal((2, 2, 300))
+
+        @jax.jit
+        def values_and_gradients(u, kernel, reverse, g):
+            def convolve(u, kernel, reverse):
+                return long_conv_butterfly(u, kernel, reverse_kernel=reverse, circular=True)
+
+            y, pull_back = jax.vjp(convolve, u, kernel, reverse)
+            return y, *pull_back(g)
+
+        y, du, dk, dr = values_and_gradients(u, kernel, reverse, g)
+        assert error(y, direct_sum(u, kernel, reverse_kernel=reverse, circular=True)) < TOLERANCE
+        want = direct_gradients(g, u, kernel, reverse_kernel=reverse, circular=True)
+        assert error(du, want["u"]) < TOLERANCE
+        assert error(dk, want["kernel"]) < TOLERANCE
+        assert error(dr, want["reverse_kernel"]) < TOLERANCE
 
     @pytest.mark.parametrize(("length", "circular"), [(5, False), (6, True)])
     def test_derivatives_forward_reverse_and_second(self, rng, length, circular):

@@ -113,6 +113,12 @@ def conv_forward(
 
     Raises:
       ValueError: L does not fit the plan.
+
+    Example:
+      >>> plan = Plan((2, 2))
+      >>> spectrum = kernel_spectrum(jnp.array([[[4.0, 3.0]]]), plan)
+      >>> conv_forward(jnp.array([[1.0, 0.0, 2.0]]), spectrum, plan).round()
+      Array([[[4., 3., 8.]]], dtype=float32)
     """
     rows = _row_spectrum(u, plan, circular, precision)
     product = jnp.expand_dims(rows, -plan.order - 2) * spectrum
@@ -127,7 +133,14 @@ def input_gradient(
     circular: bool = False,
     precision: Precision = None,
 ) -> Float[Array, "*B D L"]:
-    """The gradient of `conv_forward` by u, for a gradient g of its result; the channels share one inverse transform."""
+    """The gradient of `conv_forward` by u: the real part of the inverse of sum_C conj(spectrum) G.
+
+    ``g`` is the gradient of its result, of L samples; the other arguments are those of `conv_forward`. The channels
+    are summed as spectra, so that they share one inverse transform.
+
+    Raises:
+      ValueError: L does not fit the plan.
+    """
     product = (_row_spectrum(g, plan, circular, precision) * spectrum.conj()).sum(-plan.order - 2)
     return _real_rows(product, plan, circular, precision)[..., : g.shape[-1]]
 
@@ -141,10 +154,14 @@ def kernel_gradient(
     circular: bool = False,
     precision: Precision = None,
 ) -> tuple[Float[Array, "C D {taps}"], Float[Array, "C D {taps}"]]:
-    """The gradients of `conv_forward` by the kernel and by the reverse kernel, summed over the batch.
+    """The gradients of `conv_forward` by the kernel and by the reverse kernel, ``taps`` of each.
 
-    The sum is taken over spectra, so that whatever the batch there is one inverse transform. ``taps`` of both kernels
-    are returned, at most plan.n - 1 if the second is wanted.
+    With z the inverse of sum_B conj(U) G, they are Re z[m] at lag m and Im z[n - m] at lag -m (Re, if circular). The
+    batch is summed as spectra, so that there is one inverse transform. Lag -n does not exist: of the second result
+    at most plan.n - 1 taps mean anything.
+
+    Raises:
+      ValueError: L does not fit the plan.
     """
     rows = jnp.expand_dims(_row_spectrum(u, plan, circular, precision), -plan.order - 2)
     product = rows.conj() * _row_spectrum(g, plan, circular, precision)
@@ -152,7 +169,8 @@ def kernel_gradient(
     if circular:
         lags = ahead = _real_rows(product, plan, circular, precision)
     else:
-        lags, ahead = (z := inverse(product, plan, RIGHT_ANGLE, precision=precision)).real, z.imag
+        both = inverse(product, plan, RIGHT_ANGLE, precision=precision)
+        lags, ahead = both.real, both.imag
     return lags[..., :taps], jnp.flip(ahead, -1)[..., :taps]
 
 

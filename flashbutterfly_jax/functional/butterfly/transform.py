@@ -46,11 +46,11 @@ def twiddle(rows: int, columns: int, offset: float = 0.0) -> Complex[np.ndarray,
     return _phases(rows, columns, rows * columns, offset)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=32)
 def _phases(rows: int, columns: int, period: int, offset: float) -> Complex[np.ndarray, "{rows} {columns}"]:
     """``exp(-2 pi i (row + offset) column / period)``, the phase reduced modulo a turn in exact integers.
 
-    Without the reduction a phase of N turns loses log2(N) bits: 1e-10 instead of 1e-16 at a million points.
+    Without the reduction the phases of a block reach n turns: 6e-14 wrong for n = 64, 1e-12 for n = 1021, not 7e-16.
     """
     numerator, denominator = Fraction(offset).as_integer_ratio()
     turn = denominator * period
