@@ -1,5 +1,7 @@
 """What the long convolution accepts, refuses and promises, whatever runs it."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +68,16 @@ def test_a_sequence_of_implementations_falls_back_from_what_is_not_supported_onl
         long_conv(U, KERNEL, implementation=("triton", "mosaic_gpu"))
     with pytest.raises(ValueError, match="kernel must have"):
         long_conv(U, KERNEL[:1], implementation=("triton", "xla"))
+
+
+def test_the_error_of_an_implementation_is_not_hidden_by_the_next(monkeypatch):
+    def breaks(*args, **kwargs):
+        raise RuntimeError("out of registers")
+
+    module = importlib.import_module("flashbutterfly_jax.functional.long_conv")
+    monkeypatch.setattr(module, "_load", lambda name: breaks)
+    with pytest.raises(RuntimeError, match="out of registers"):
+        long_conv(U, KERNEL, implementation=("triton", "xla"))
 
 
 def test_none_runs_every_mode():
