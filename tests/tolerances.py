@@ -34,3 +34,11 @@ GRADIENT = {
         "float16": 5e-4,  # 4.4e-4
     },
 }
+
+# The layer against its transcription in float64: dtype -> tolerance
+LAYER = {
+    "float64": 1e-15,
+    "float32": 1e-6,
+    "bfloat16": 1e-2,
+    "classifier": 1e-5,
+}

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float
 
 from flashbutterfly_jax.linen.long_conv import LongConv
 from flashbutterfly_jax.linen.residual import ResidualBlock, make_norm
-from flashbutterfly_jax.models.classifier import Decoder, check_classifier, check_input
+from flashbutterfly_jax.models.classifier import Decoder, as_input, check_classifier
 from flashbutterfly_jax.models.layer import uniform_fan_in
 from flashbutterfly_jax.models.pooling import pair_features, pool
 from flashbutterfly_jax.models.residual import Norm
-from flashbutterfly_jax.typing import DTypeLike, Precision
+from flashbutterfly_jax.typing import ArrayLike, DTypeLike, Precision
 
 
 class SequenceClassifier(nn.Module):
@@ -99,21 +99,20 @@ class SequenceClassifier(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Shaped[Array, "..."],
+        x: ArrayLike,
         *,
-        lengths: Int[Array, "..."] | None = None,
+        lengths: ArrayLike | None = None,
         deterministic: bool | None = None,
     ) -> Float[Array, "*B num_classes"]:
-        check_input(self, x)
         deterministic = deterministic if deterministic is not None else self.deterministic
-        x = self._blocks(self._encode(x), lengths, deterministic)
+        h = self._blocks(self._encode(as_input(self, x)), lengths, deterministic)
         if self.prenorm:
-            x = make_norm(self.norm, deterministic, self.dtype, self.param_dtype, "final_norm")(x)
-        x = pool(x, "last" if self.decoder == "last" else "mean", lengths)
+            h = make_norm(self.norm, deterministic, self.dtype, self.param_dtype, "final_norm")(h)
+        h = pool(h, "last" if self.decoder == "last" else "mean", lengths)
         if self.decoder == "retrieval":
             hidden = self._dense(4 * self.features, self.features, "hidden")
-            x = jax.nn.gelu(hidden(pair_features(x)), approximate=False)
-        return self._dense(self.features, self.num_classes, "head")(x)
+            h = jax.nn.gelu(hidden(pair_features(h)), approximate=False)
+        return self._dense(self.features, self.num_classes, "head")(h)
 
     def _encode(self, x):
         if self.vocab_size is None:

@@ -2,14 +2,15 @@
 
 import functools
 from collections.abc import Callable
+from typing import Annotated
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from flashbutterfly_jax.models import layer
 from flashbutterfly_jax.models.checks import resolve_deterministic
-from flashbutterfly_jax.typing import DTypeLike, Implementations, KernelTransform, Precision
+from flashbutterfly_jax.typing import ArrayLike, DTypeLike, Implementations, KernelTransform, Precision
 
 
 class LongConv(nn.Module):
@@ -82,12 +83,17 @@ class LongConv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*B L D"], *, lengths: Int[Array, "*B"] | None = None, deterministic: bool | None = None
+        self,
+        x: Annotated[ArrayLike, "*B L D"],
+        *,
+        lengths: Annotated[ArrayLike, "*B"] | None = None,
+        deterministic: bool | None = None,
     ) -> Float[Array, "*B L D"]:
         matters = self.dropout_rate > 0 or self.kernel_dropout_rate > 0
         deterministic = resolve_deterministic(deterministic, self.deterministic, matters=matters)
-        new_kernel = functools.partial(layer.initialize_kernel, self, self.kernel_init)
-        kernel = self.param("kernel", new_kernel, self.param_dtype)
+        if self.is_initializing():
+            layer.warn_if_dead(self)
+        kernel = self.param("kernel", self.kernel_init, layer.kernel_shape(self), self.param_dtype)
         skip = self.param("skip", nn.initializers.normal(1.0), (self.channels, self.features), self.param_dtype)
         h = layer.convolve_channels(
             x,

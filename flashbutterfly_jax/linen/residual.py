@@ -1,14 +1,15 @@
 """A layer with its normalisation, dropout and residual connection as a Linen module."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from flashbutterfly_jax.models.checks import check_choice, check_rate, resolve_deterministic
 from flashbutterfly_jax.models.residual import EPSILON, MOMENTUM, NORMS, Norm
-from flashbutterfly_jax.typing import DTypeLike
+from flashbutterfly_jax.typing import ArrayLike, DTypeLike
 
 
 class ResidualBlock(nn.Module):
@@ -65,8 +66,13 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*B L D"], *, lengths: Int[Array, "*B"] | None = None, deterministic: bool | None = None
+        self,
+        x: Annotated[ArrayLike, "*B L D"],
+        *,
+        lengths: Annotated[ArrayLike, "*B"] | None = None,
+        deterministic: bool | None = None,
     ) -> Float[Array, "*B L D"]:
+        x = jnp.asarray(x)
         deterministic = deterministic if deterministic is not None else self.deterministic
         norm = make_norm(self.norm, deterministic, self.dtype, self.param_dtype)
         drop = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,) if self.tie_dropout else ())

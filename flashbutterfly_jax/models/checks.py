@@ -4,7 +4,9 @@ import operator
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
+
+from flashbutterfly_jax.typing import ArrayLike
 
 
 def check_positive(name: str, value) -> None:
@@ -29,21 +31,25 @@ def check_choice(name: str, value, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {tuple(choices)}; got {value!r}.")
 
 
-def check_sequence(x: Array, features: int, *, name: str = "features") -> None:
-    """Refuses whatever is not a real floating-point ``(*B, L, features)``."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must have a real floating-point dtype; got {x.dtype}.")
-    if x.ndim < 2 or x.shape[-1] != features:
-        raise ValueError(f"x must have shape (*B, L, {features}), the last axis being {name}; got shape {x.shape}.")
+def as_sequence(x: ArrayLike, features: int, *, name: str = "features") -> Float[Array, "*B L D"]:
+    """The sequence as an array. Refuses whatever is not a real floating-point ``(*B, L, features)``."""
+    array = jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"x must have a real floating-point dtype; got {array.dtype}.")
+    if array.ndim < 2 or array.shape[-1] != features:
+        raise ValueError(f"x must have shape (*B, L, {features}), the last axis being {name}; got shape {array.shape}.")
+    return array
 
 
-def check_lengths(lengths: Array, batch: tuple[int, ...]) -> None:
-    """Refuses whatever is not one integer for each sequence of the batch."""
-    if not jnp.issubdtype(lengths.dtype, jnp.integer) or lengths.shape != batch:
+def as_lengths(lengths: ArrayLike, batch: tuple[int, ...]) -> Int[Array, "*B"]:
+    """The lengths as an array. Refuses whatever is not one integer for each sequence of the batch."""
+    array = jnp.asarray(lengths)
+    if not jnp.issubdtype(array.dtype, jnp.integer) or array.shape != batch:
         raise ValueError(
             f"lengths must be integers of shape {batch}, one for each sequence of x; "
-            f"got {lengths.dtype} of shape {lengths.shape}."
+            f"got {array.dtype} of shape {array.shape}."
         )
+    return array
 
 
 def resolve_deterministic(at_call: bool | None, at_construction: bool | None, *, matters: bool) -> bool:

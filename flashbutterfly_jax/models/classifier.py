@@ -5,8 +5,9 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from flashbutterfly_jax.models.checks import check_choice, check_positive, check_rate, check_sequence
+from flashbutterfly_jax.models.checks import as_sequence, check_choice, check_positive, check_rate
 from flashbutterfly_jax.models.residual import NORMS, Norm
+from flashbutterfly_jax.typing import ArrayLike
 
 type Decoder = Literal["mean", "last", "retrieval"]
 
@@ -41,19 +42,20 @@ def check_classifier(model: ClassifierArguments) -> None:
     check_rate("dropout_rate", model.dropout_rate)
 
 
-def check_input(model: ClassifierArguments, x: Shaped[Array, "..."]) -> None:
-    """Refuses what is neither the pixels nor the tokens that the model was made for.
+def as_input(model: ClassifierArguments, x: ArrayLike) -> Shaped[Array, "..."]:
+    """The input as an array. Refuses what is neither the pixels nor the tokens that the model was made for.
 
     Raises:
       ValueError: naming what is wrong with x.
     """
-    if model.vocab_size is None:
-        check_sequence(x, model.input_features, name="input_features")
-    elif not jnp.issubdtype(x.dtype, jnp.integer):
-        raise ValueError(f"x must hold integer tokens, since vocab_size = {model.vocab_size}; got {x.dtype}.")
-    axes = 2 if model.vocab_size is None else 1
-    if x.ndim < axes:
-        raise ValueError(f"x must have shape (*B, L), at least one axis; got shape {x.shape}.")
-    if model.decoder == "retrieval" and (x.ndim == axes or x.shape[-axes - 1] != 2):
-        trailing = "(*B, 2, L, input_features)" if axes == 2 else "(*B, 2, L)"
-        raise ValueError(f"x must have shape {trailing}, two documents for retrieval; got shape {x.shape}.")
+    pixels = model.vocab_size is None
+    array = as_sequence(x, model.input_features, name="input_features") if pixels else jnp.asarray(x)
+    if not pixels and not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"x must hold integer tokens, since vocab_size = {model.vocab_size}; got {array.dtype}.")
+    if array.ndim == 0:
+        raise ValueError("x must have shape (*B, L), at least one axis; got shape ().")
+    documents = array.shape[: -2 if pixels else -1]
+    if model.decoder == "retrieval" and documents[-1:] != (2,):
+        wanted = "(*B, 2, L, input_features)" if pixels else "(*B, 2, L)"
+        raise ValueError(f"x must have shape {wanted}, two documents for retrieval; got shape {array.shape}.")
+    return array

@@ -1,17 +1,18 @@
 """The long convolution layer of Fu et al. 2023 without its parameters: what `linen` and `nnx` both run."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from flashbutterfly_jax.functional import kernel_dropout, long_conv, smooth, squash
 from flashbutterfly_jax.initializers import random, warn_if_mostly_squashed
-from flashbutterfly_jax.models.checks import check_lengths, check_positive, check_rate, check_sequence
-from flashbutterfly_jax.typing import DTypeLike, Implementations, KernelTransform, Precision
+from flashbutterfly_jax.models.checks import as_lengths, as_sequence, check_positive, check_rate
+from flashbutterfly_jax.typing import ArrayLike, DTypeLike, Implementations, KernelTransform, Precision
 
 DEFAULT_SQUASH_THRESHOLD = 0.003  # of the paper code's layer configuration; its class default of 0.1 kills every tap
 DEFAULT_KERNEL_INIT = random()
@@ -30,6 +31,9 @@ class LongConvArguments(Protocol):
     kernel_dropout_rate: float
     dropout_rate: float
     kernel_transform: KernelTransform | None
+
+    @property
+    def kernel_init(self) -> Callable: ...
 
 
 def check_long_conv(layer: LongConvArguments) -> None:
@@ -61,14 +65,18 @@ def kernel_shape(layer: LongConvArguments) -> tuple[int, int, int]:
     return layer.channels * (2 if layer.bidirectional else 1), layer.features, layer.kernel_length
 
 
-def initialize_kernel(
-    layer: LongConvArguments, init: Callable, key: PRNGKeyArray, dtype: DTypeLike
-) -> Float[Array, "R D K"]:
-    """A new kernel, with a warning where the squash will leave next to none of it."""
-    shape = kernel_shape(layer)
+def warn_if_dead(layer: LongConvArguments) -> None:
+    """Warns where the squash will leave next to nothing of a new kernel.
+
+    Once for each configuration: JAX may trace one initialisation several times.
+    """
     if layer.kernel_transform is None:
-        warn_if_mostly_squashed(init, layer.squash_threshold, shape, smooth_width=layer.smooth_width)
-    return init(key, shape, dtype)
+        _warn_once(layer.kernel_init, layer.squash_threshold, kernel_shape(layer), layer.smooth_width)
+
+
+@functools.cache
+def _warn_once(init, threshold, shape, smooth_width):
+    warn_if_mostly_squashed(init, threshold, shape, smooth_width=smooth_width)
 
 
 def regularize_kernel(
@@ -94,11 +102,11 @@ def regularize_kernel(
 
 
 def convolve_channels(
-    x: Float[Array, "*B L D"],
+    x: Annotated[ArrayLike, "*B L D"],
     kernel: Float[Array, "R D K"],
     skip: Float[Array, "C D"],
     *,
-    lengths: Int[Array, "*B"] | None = None,
+    lengths: Annotated[ArrayLike, "*B"] | None = None,
     dtype: DTypeLike | None = None,
     precision: Precision = None,
     implementation: Implementations = None,
@@ -129,8 +137,8 @@ def convolve_channels(
       [0.84, 1.95, 3.0]
     """
     channels, features = skip.shape
-    check_sequence(x, features)
-    u = jnp.swapaxes(mask_padding(x, lengths), -1, -2).astype(dtype or jnp.result_type(x, kernel, skip))
+    x = mask_padding(as_sequence(x, features), lengths)
+    u = jnp.swapaxes(x, -1, -2).astype(dtype or jnp.result_type(x, kernel, skip))
     y = long_conv(
         u,
         kernel[:channels],
@@ -143,12 +151,11 @@ def convolve_channels(
     return jax.nn.gelu(jnp.swapaxes(flat, -1, -2), approximate=False)
 
 
-def mask_padding(x: Float[Array, "*B L D"], lengths: Int[Array, "*B"] | None) -> Float[Array, "*B L D"]:
+def mask_padding(x: Float[Array, "*B L D"], lengths: Annotated[ArrayLike, "*B"] | None) -> Float[Array, "*B L D"]:
     """The sequence with zeros from each one's length on, whatever was there (NaN included)."""
     if lengths is None:
         return x
-    check_lengths(lengths, x.shape[:-2])
-    inside = jnp.arange(x.shape[-2]) < lengths[..., None]
+    inside = jnp.arange(x.shape[-2]) < as_lengths(lengths, x.shape[:-2])[..., None]
     return jnp.where(inside[..., None], x, jnp.zeros_like(x))
 
 

@@ -1,16 +1,19 @@
 """From a sequence of features to one vector for its class."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from flashbutterfly_jax.models.checks import check_lengths
+from flashbutterfly_jax.models.checks import as_lengths
+from flashbutterfly_jax.typing import ArrayLike
 
 type Pooling = Literal["mean", "last"]
 
 
-def pool(x: Float[Array, "*B L D"], how: Pooling, lengths: Int[Array, "*B"] | None = None) -> Float[Array, "*B D"]:
+def pool(
+    x: Float[Array, "*B L D"], how: Pooling, lengths: Annotated[ArrayLike, "*B"] | None = None
+) -> Float[Array, "*B D"]:
     """The mean over the length, or the last position. A sequence of length 0 has mean 0, and its first position last.
 
     Args:
@@ -26,9 +29,8 @@ def pool(x: Float[Array, "*B L D"], how: Pooling, lengths: Int[Array, "*B"] | No
     """
     if lengths is None:
         return x.mean(-2) if how == "mean" else x[..., -1, :]
-    check_lengths(lengths, x.shape[:-2])
     position = jnp.arange(x.shape[-2])
-    lengths = jnp.clip(lengths, 1, x.shape[-2])[..., None]
+    lengths = jnp.clip(as_lengths(lengths, x.shape[:-2]), 1, x.shape[-2])[..., None]
     if how == "last":
         return jnp.take_along_axis(x, lengths[..., None] - 1, axis=-2)[..., 0, :]
     inside = (position < lengths)[..., None]

@@ -7,16 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float
 
 from flashbutterfly_jax.models.checks import resolve_deterministic
-from flashbutterfly_jax.models.classifier import Decoder, check_classifier, check_input
+from flashbutterfly_jax.models.classifier import Decoder, as_input, check_classifier
 from flashbutterfly_jax.models.layer import uniform_fan_in
 from flashbutterfly_jax.models.pooling import pair_features, pool
 from flashbutterfly_jax.models.residual import Norm
 from flashbutterfly_jax.nnx.long_conv import LongConv
 from flashbutterfly_jax.nnx.residual import ResidualBlock, make_norm, normalize
-from flashbutterfly_jax.typing import DTypeLike, Precision
+from flashbutterfly_jax.typing import ArrayLike, DTypeLike, Precision
 
 
 class SequenceClassifier(nnx.Module):
@@ -109,25 +109,24 @@ class SequenceClassifier(nnx.Module):
 
     def __call__(
         self,
-        x: Shaped[Array, "..."],
+        x: ArrayLike,
         *,
-        lengths: Int[Array, "..."] | None = None,
+        lengths: ArrayLike | None = None,
         deterministic: bool | None = None,
     ) -> Float[Array, "*B num_classes"]:
-        check_input(self, x)
         deterministic = resolve_deterministic(deterministic, self.deterministic, matters=True)
 
         @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry, unroll=1 if self.scan_layers else self.num_layers)
         def scan(x: Array, block: ResidualBlock) -> Array:
             return block(x, lengths=lengths, deterministic=deterministic)
 
-        x = scan(self.encoder(x), self.blocks)
+        h = scan(self.encoder(as_input(self, x)), self.blocks)
         if self.final_norm is not None:
-            x = normalize(self.final_norm, x, deterministic)
-        x = pool(x, "last" if self.decoder == "last" else "mean", lengths)
+            h = normalize(self.final_norm, h, deterministic)
+        h = pool(h, "last" if self.decoder == "last" else "mean", lengths)
         if self.hidden is not None:
-            x = jax.nn.gelu(self.hidden(pair_features(x)), approximate=False)
-        return self.head(x)
+            h = jax.nn.gelu(self.hidden(pair_features(h)), approximate=False)
+        return self.head(h)
 
 
 def _make_encoder(input_features, vocab_size, features, precision, types, rngs):

@@ -1,15 +1,16 @@
 """The long convolution layer as an NNX module."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from flashbutterfly_jax.models import layer
 from flashbutterfly_jax.models.checks import resolve_deterministic
-from flashbutterfly_jax.typing import DTypeLike, Implementations, KernelTransform, Precision
+from flashbutterfly_jax.typing import ArrayLike, DTypeLike, Implementations, KernelTransform, Precision
 
 
 class LongConv(nnx.Module):
@@ -75,13 +76,14 @@ class LongConv(nnx.Module):
         self.bidirectional = bidirectional
         self.squash_threshold, self.smooth_width = squash_threshold, smooth_width
         self.kernel_dropout_rate, self.dropout_rate = kernel_dropout_rate, dropout_rate
-        self.kernel_transform = kernel_transform
+        self.kernel_transform, self.kernel_init = kernel_transform, kernel_init
         self.dtype, self.precision = dtype, precision
         self.deterministic = deterministic
         self.implementation = tuple(implementation) if isinstance(implementation, list) else implementation
         layer.check_long_conv(self)
+        layer.warn_if_dead(self)
 
-        self.kernel = nnx.Param(layer.initialize_kernel(self, kernel_init, rngs.params(), param_dtype))
+        self.kernel = nnx.Param(kernel_init(rngs.params(), layer.kernel_shape(self), param_dtype))
         self.skip = nnx.Param(jax.random.normal(rngs.params(), (channels, features), param_dtype))
         init = layer.uniform_fan_in(channels * features)
         self.output = nnx.Linear(
@@ -99,7 +101,11 @@ class LongConv(nnx.Module):
         self.dropout = nnx.Dropout(dropout_rate, rngs=rngs if dropout_rate > 0 else None)
 
     def __call__(
-        self, x: Float[Array, "*B L D"], *, lengths: Int[Array, "*B"] | None = None, deterministic: bool | None = None
+        self,
+        x: Annotated[ArrayLike, "*B L D"],
+        *,
+        lengths: Annotated[ArrayLike, "*B"] | None = None,
+        deterministic: bool | None = None,
     ) -> Float[Array, "*B L D"]:
         deterministic = resolve_deterministic(deterministic, self.deterministic, matters=True)
         h = layer.convolve_channels(

@@ -1,15 +1,15 @@
 """A layer with its normalisation, dropout and residual connection as an NNX module."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from flashbutterfly_jax.models.checks import check_choice, check_rate, resolve_deterministic
 from flashbutterfly_jax.models.residual import EPSILON, MOMENTUM, NORMS, Norm
-from flashbutterfly_jax.typing import DTypeLike
+from flashbutterfly_jax.typing import ArrayLike, DTypeLike
 
 
 class ResidualBlock(nnx.Module):
@@ -67,8 +67,13 @@ class ResidualBlock(nnx.Module):
         self.dropout = nnx.Dropout(dropout_rate, broadcast_dims=tied, rngs=rngs if dropout_rate > 0 else None)
 
     def __call__(
-        self, x: Float[Array, "*B L D"], *, lengths: Int[Array, "*B"] | None = None, deterministic: bool | None = None
+        self,
+        x: Annotated[ArrayLike, "*B L D"],
+        *,
+        lengths: Annotated[ArrayLike, "*B"] | None = None,
+        deterministic: bool | None = None,
     ) -> Float[Array, "*B L D"]:
+        x = jnp.asarray(x)
         deterministic = resolve_deterministic(deterministic, self.deterministic, matters=True)
         inside = normalize(self.norm, x, deterministic) if self.prenorm else x
         branch = self.layer(inside, lengths=lengths, deterministic=deterministic)
@@ -80,7 +85,7 @@ def make_norm(
     norm: Norm, features: int, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.LayerNorm | nnx.BatchNorm:
     """The normalisation named ``norm``."""
-    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "promote_dtype": _in_their_own_dtypes}
     if norm == "layer":
         return nnx.LayerNorm(features, epsilon=EPSILON, **types, rngs=rngs)
     return nnx.BatchNorm(features, epsilon=EPSILON, momentum=MOMENTUM, **types, rngs=rngs)
@@ -89,3 +94,12 @@ def make_norm(
 def normalize(norm: nnx.LayerNorm | nnx.BatchNorm, x: Float[Array, "*B L D"], deterministic: bool) -> Array:
     """The normalised sequence. Batch normalisation uses its running statistics where deterministic."""
     return norm(x, use_running_average=deterministic) if isinstance(norm, nnx.BatchNorm) else norm(x)
+
+
+def _in_their_own_dtypes(arrays: tuple, *, dtype: DTypeLike | None) -> tuple:
+    """Keeps statistics and parameters as precise as they are stored, as Linen does: the result alone gets ``dtype``.
+
+    NNX would round them first, the running statistics to 8 bits of mantissa under bfloat16.
+    """
+    del dtype
+    return arrays
