@@ -35,10 +35,9 @@ GRADIENT = {
     },
 }
 
-# The layer against its transcription in float64: dtype -> tolerance
+# A layer, or a model of two, against its transcription in float64: dtype -> tolerance
 LAYER = {
-    "float64": 1e-15,
-    "float32": 1e-6,
-    "bfloat16": 1e-2,
-    "classifier": 1e-5,
+    "float64": 5e-15,  # 6.6e-16
+    "float32": 1e-6,  # 2.9e-7
+    "bfloat16": 1.5e-2,  # 8.4e-3, the largest value being of order 1
 }
