@@ -4,6 +4,8 @@ import os
 
 # A CUDA plugin that finds no driver complains on import, and warnings are errors here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Eight devices share one pool of threads, as many as there are cores, and FFTs that wait for a thread of it can hang.
+os.environ.setdefault("PJRT_NPROC", "16")
 
 import jax
 

@@ -102,11 +102,12 @@ def smooth_frequency(kernel: Annotated[ArrayLike, "*C D K"], width: int) -> Floa
     """
     kernel = _odd_window(kernel, width)
     taps, half = kernel.shape[-1], width // 2
-    spectrum = rfft(kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), taps)
+    (spectrum,) = rfft(kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), n=taps)
     padded = jnp.pad(spectrum, ((0, 0),) * (kernel.ndim - 1) + ((half, half),))
     frequencies = spectrum.shape[-1]
     shifts = (math.exp(-((i - half) ** 2) / 2) * padded[..., i : i + frequencies] for i in range(width))
-    return irfft(sum(shifts, start=jnp.zeros_like(spectrum)), taps).astype(kernel.dtype)
+    (smoothed,) = irfft(sum(shifts, start=jnp.zeros_like(spectrum)), n=taps)
+    return smoothed.astype(kernel.dtype)
 
 
 @checked_by_hand

@@ -23,8 +23,8 @@ def long_conv_xla(
 ) -> Float[Array, "*B C D L"]:
     """The `Backend` behind ``implementation="xla"``.
 
-    Computes in float32, or in float64 where any argument is float64. Three transforms whatever the mode: one of u
-    that the channels share, one of the kernel, one back. ``precision`` is for matrix units, which FFTs do not use.
+    Computes in float32, or in float64 where any argument is float64. Three transforms whatever the mode: of u, which
+    the channels share, and of the kernel in one go, and one back. ``precision`` is for matrix units, not for FFTs.
     """
     del precision
     length, output_dtype = u.shape[-1], u.dtype
@@ -34,8 +34,10 @@ def long_conv_xla(
 
     n = _fft_size(length, kernel.shape[-1], bidirectional=reverse_kernel is not None, circular=circular)
     gated = u if pre_gate is None else u * pre_gate
-    spectrum = rfft(gated, n)[..., None, :, :]
-    y = irfft(spectrum * rfft(_place_taps(kernel, reverse_kernel, skip, length, n, circular), n), n)[..., :length]
+    placed = _place_taps(kernel, reverse_kernel, skip, length, n, circular)
+    spectrum, kernel_spectrum = rfft(gated, placed, n=n)
+    (y,) = irfft(spectrum[..., None, :, :] * kernel_spectrum, n=n)
+    y = y[..., :length]
     return (y if post_gate is None else y * post_gate).astype(output_dtype)
 
 

@@ -52,20 +52,18 @@ def test_a_wrong_request_is_refused_by_name(changes, message):
         long_conv(**{"u": U, "kernel": KERNEL} | changes)
 
 
-@pytest.mark.parametrize("name", ["mosaic_gpu", "triton"])
-def test_a_named_implementation_runs_or_raises(name):
-    with pytest.raises(NotImplementedError, match=f"'{name}' is not part of this version"):
-        long_conv(U, KERNEL, implementation=name)
-    with pytest.raises(NotImplementedError, match=name):
-        long_conv(U[:0], KERNEL, implementation=name)
+@pytest.mark.parametrize("batch", [2, 0])
+def test_a_named_implementation_runs_or_raises(batch):
+    with pytest.raises(NotImplementedError, match=r"'triton' is not part of this version; .*'xla'.* are"):
+        long_conv(U[:batch], KERNEL, implementation="triton")
 
 
 def test_a_sequence_of_implementations_falls_back_from_what_is_not_supported_only():
     np.testing.assert_array_equal(
         long_conv(U, KERNEL, implementation=("triton", "xla")), long_conv(U, KERNEL, implementation="xla")
     )
-    with pytest.raises(NotImplementedError, match=r"No implementation named supports this request.*triton.*mosaic_gpu"):
-        long_conv(U, KERNEL, implementation=("triton", "mosaic_gpu"))
+    with pytest.raises(NotImplementedError, match=r"No implementation named supports this request. ('triton': .*){2}"):
+        long_conv(U, KERNEL, implementation=("triton", "triton"))
     with pytest.raises(ValueError, match="kernel must have"):
         long_conv(U, KERNEL[:1], implementation=("triton", "xla"))
 
