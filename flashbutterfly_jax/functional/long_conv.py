@@ -17,6 +17,7 @@ _NAMES: tuple[Implementation, ...] = get_args(Implementation.__value__)
 _BACKENDS: dict[Implementation, str] = {
     "xla": "flashbutterfly_jax.functional.xla:long_conv_xla",
     "butterfly": "flashbutterfly_jax.functional.butterfly:long_conv_butterfly",
+    "mosaic_gpu": "flashbutterfly_jax.functional.mosaic_gpu:long_conv_mosaic_gpu",
 }
 
 # What None tries, in order. The last one takes every valid request.

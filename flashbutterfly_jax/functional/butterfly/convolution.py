@@ -16,6 +16,7 @@ from jaxtyping import Array, Complex, Float, Inexact
 
 from flashbutterfly_jax.functional.butterfly.plans import Plan, fast_plan, plan
 from flashbutterfly_jax.functional.butterfly.transform import forward, inverse
+from flashbutterfly_jax.functional.taps import circular_taps
 from flashbutterfly_jax.typing import Precision
 
 RIGHT_ANGLE = 0.25
@@ -216,16 +217,8 @@ def _wrapped_taps(kernel: _Taps, reverse_kernel: _Taps | None, length: int, cycl
 
     Sample t - m is sample t + (L - m): the tap of lag m, if m > 0, is also that of lag -(L - m).
     """
-    taps = _fold(kernel, length)
-    if reverse_kernel is not None:
-        taps = taps + jnp.flip(_fold(reverse_kernel, length), -1)
+    taps = circular_taps(kernel, reverse_kernel, length)
     return taps, None if cyclic else jnp.flip(taps[..., 1:], -1)
-
-
-def _fold(kernel: _Taps, length: int) -> Float[Array, "C D {length}"]:
-    """The sum of the taps whose lags agree modulo the length."""
-    padded = _pad(kernel, after=-kernel.shape[-1] % length)
-    return padded.reshape(*kernel.shape[:-1], -1, length).sum(-2)
 
 
 def _pad(x: Float[Array, "*rows _"], *, before: int = 0, after: int = 0) -> Float[Array, "*rows _"]:

@@ -1,0 +1,572 @@
+"""Kernel bodies for Hopper: the right-angle butterfly convolution in one launch, through Mosaic GPU.
+
+One row of a sequence is a 64 x n2 matrix X, its transform of n = 64 n2 complex points is two matrix products with an
+elementwise twiddle between them, and the convolution is that chain, a product with the taps' spectrum K, and the chain
+backwards (`tables` defines F1, F2 and T):
+
+    A = F1 X                 left product, X real, from shared memory
+    B = A * T                registers
+    C = B F2                 right product, B straight from the registers
+    D = conj(C * K)          registers
+    G = D F2                 right product
+    E = G * T                registers to shared memory: the one round trip of the intermediate
+    Y = Re(F1)' Re(E) - Im(F1)' Im(E)      left product
+
+Conjugating once, at D, lets the way back use the forward tables: nothing is transposed or stored twice. Each
+warpgroup carries its own tile (64 x 64 complex points: one row of 4096, two of 2048 or four of 1024 side by side)
+through the whole chain, so that while one waits for the tensor cores the others do the elementwise work. Rows of a tile
+never mix, so a NaN stays in its row. A block is persistent: it visits channels with the stride of the grid, and the
+tables stay.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.fft_conv.config import N1, Config
+
+_F32 = jnp.float32
+_CHUNK = 16
+"""The narrowest columns that a matrix of 16-bit numbers in shared memory is cut to."""
+_STEP = 8
+"""Columns that elementwise work takes at a time, the narrowest a value in registers is cut to."""
+
+
+def _tiled(columns: int):
+    """The shared-memory layout of 16-bit rows of that many columns that TMA writes and the tensor cores read."""
+    swizzle = min(2 * columns, 128)
+    tiling = plgpu.TilingTransform((8, swizzle // 2))  # type: ignore[abstract]
+    return tiling, plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
+
+
+def _smem(shape, dtype, columns: int | None = None):
+    """Shared memory for matrices; those that meet in a product are laid out for the one with fewer columns.
+
+    What only elementwise work reads is laid out for `_CHUNK` columns, to be read in such pieces.
+    """
+    return plgpu.SMEM(shape, dtype, transforms=_tiled(columns or shape[-1]))
+
+
+def _load(ref):
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA)
+
+
+def _products(*sums):
+    """For each list of pairs the sum of the matrix products a b, in float32; all are issued before any is awaited."""
+
+    def run(*accumulators):
+        for accumulator, pairs in zip(accumulators, sums, strict=True):
+            for a, b in pairs:
+                plgpu.wgmma(accumulator, a, b)
+        return [accumulator[...] for accumulator in accumulators]
+
+    return pl.run_scoped(run, *(plgpu.ACC((pairs[0][0].shape[0], pairs[0][1].shape[1]), _F32) for pairs in sums))
+
+
+def _planes(ref, zero):
+    """The real and imaginary planes of a table."""
+    return ref.at[zero], ref.at[zero + 1]
+
+
+def _by_columns(function, *matrices):
+    """Elementwise function of matrices, values or in shared memory, to a tuple, a few columns at a time.
+
+    Emitted whole, it would hold every float32 intermediate of the tile at once, over 200 registers.
+    """
+    results = []
+    for at in range(0, matrices[0].shape[1], _CHUNK):
+        wide = [
+            matrix[:, at : at + _CHUNK] if isinstance(matrix, jax.Array) else _load(matrix.at[:, pl.ds(at, _CHUNK)])
+            for matrix in matrices
+        ]
+        results += [function(*(x[:, i : i + _STEP] for x in wide)) for i in range(0, _CHUNK, _STEP)]
+    return tuple(lax.concatenate(parts, 1) for parts in zip(*results, strict=True))
+
+
+def _float(*arrays):
+    return tuple(array.astype(_F32) for array in arrays)
+
+
+def _gated(x, gate, dtype):
+    (product,) = _by_columns(lambda a, b: ((a.astype(_F32) * b.astype(_F32)).astype(dtype),), x, gate)
+    return product
+
+
+def _times(z, w, dtype):
+    """The complex product of (real, imaginary) pairs, computed in float32."""
+
+    def times(a, b, c, d):
+        a, b, c, d = _float(a, b, c, d)
+        return (a * c - b * d).astype(dtype), (a * d + b * c).astype(dtype)
+
+    return _by_columns(times, *z, *w)
+
+
+def _conj_times(z, w, dtype):
+    """conj(z w)."""
+
+    def times(a, b, c, d):
+        a, b, c, d = _float(a, b, c, d)
+        return (a * c - b * d).astype(dtype), (-(a * d) - b * c).astype(dtype)
+
+    return _by_columns(times, *z, *w)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Butterfly:
+    """The chain of a tile's rows, over tables in shared memory.
+
+    `zero` is zero. Every table is read at an offset of it that changes with the loop as far as the compiler can tell:
+    otherwise it computes some sixty descriptors and addresses before the loop and keeps them, in most of 128 registers.
+    """
+
+    f1: Any
+    f2: Any
+    twiddle: Any
+    zero: Any
+
+    def _right(self, tiles):
+        """Z F2 for each z, as [Re z | Im z] times [[Re F2, Im F2], [-Im F2, Re F2]]."""
+        n2 = self.f2.shape[-2]
+        top, bottom = self.f2.at[self.zero], self.f2.at[self.zero + 1]
+        sums = _products(*([(re, top), (im, bottom)] for re, im in tiles))
+        return [(both[:, :n2], both[:, n2:]) for both in sums]
+
+    def forward(self, rows, then):
+        """The spectra of real rows in shared memory, a list of (64, n2); `then` runs once these are free again."""
+        planes = self.f1.at[self.zero], self.f1.at[self.zero + 1]
+        sums = _products(*([(f1, row)] for row in rows for f1 in planes))
+        then()
+        twiddle = _planes(self.twiddle, self.zero)
+        return self._right([_times(z, twiddle, self.f1.dtype) for z in zip(sums[::2], sums[1::2], strict=True)])
+
+    def inverse(self, conjugate_spectra, scratch):
+        """The real rows whose conjugate spectra these are; scratch, a list of (2, 64, n2), carries E."""
+        tiles = self._right(conjugate_spectra)
+        twiddle = _planes(self.twiddle, self.zero)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left the scratch
+        for z, e in zip(tiles, scratch, strict=True):
+            e[0], e[1] = _conj_times(z, twiddle, self.f1.dtype)
+        plgpu.commit_smem()
+        re, im = self.f1.at[self.zero].T, self.f1.at[self.zero + 1].T
+        return _products(*([(re, e.at[0]), (im, e.at[1])] for e in scratch))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """What a kernel is compiled for.
+
+    Attributes:
+      batch, channels, features: B, C and D.
+      length: rows of X that hold the sequence, L / n2: a multiple of 8, at most 64.
+      dtype: of u, the gates, the tables and the result: bfloat16 or float16.
+      pre_gate: whether u is multiplied by a gate `(B, D, length, n2)` first.
+      post_gates: 0 for none, 1 for a gate shared by the channels, C for a gate `(B, C, D, length, n2)`.
+    """
+
+    batch: int
+    channels: int
+    features: int
+    length: int
+    dtype: Any
+    pre_gate: bool = False
+    post_gates: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Schedule:
+    """Which item and which rows a warpgroup works on at each step.
+
+    An item is a spectrum of taps and a share of the batch: where there are fewer spectra than blocks, several blocks
+    share one. A block visits items with the stride of the grid, and its warpgroups take turns at an item's tiles.
+    """
+
+    config: Config
+    batch: int
+    spectra: int
+
+    @property
+    def splits(self):
+        tiles = pl.cdiv(self.batch, self.config.rows)
+        return max(1, min(self.config.blocks // self.spectra, pl.cdiv(tiles, self.config.warpgroups)))
+
+    @property
+    def tiles(self):
+        """Tiles of one item."""
+        return pl.cdiv(pl.cdiv(self.batch, self.config.rows), self.splits)
+
+    @property
+    def items(self):
+        return self.spectra * self.splits
+
+    @property
+    def grid(self):
+        return min(self.config.blocks, self.items)
+
+    @property
+    def visits(self):
+        """Items that a block works on; the last may not exist."""
+        return pl.cdiv(self.items, self.grid)
+
+    @property
+    def rounds(self):
+        """Steps that a warpgroup spends on one item."""
+        return pl.cdiv(self.tiles, self.config.warpgroups)
+
+    @property
+    def steps(self):
+        return self.visits * self.rounds
+
+    def at(self, step):
+        """(item, first row of the batch, whether there is any work) of this warpgroup at this step."""
+        item = lax.axis_index("block") + (step // self.rounds) * self.grid
+        tile = lax.rem(step, self.rounds) * self.config.warpgroups + lax.axis_index("warpgroup")
+        row = (lax.rem(item, self.splits) * self.tiles + tile) * self.config.rows
+        return item, row, (step < self.steps) & (item < self.items) & (tile < self.tiles) & (row < self.batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """What every kernel does around the mathematics: tables, rows and spectra come in, warpgroups keep in step."""
+
+    schedule: _Schedule
+    shapes: Shapes
+    scratch: dict[str, Any]
+
+    @property
+    def config(self):
+        return self.schedule.config
+
+    @property
+    def barriers(self):
+        return self.scratch["barriers"]
+
+    @property
+    def group(self):
+        return lax.axis_index("warpgroup")
+
+    def load_tables(self, f1, f2, twiddle):
+        @pl.when(self.group == 0)
+        def _():
+            for name, table in (("f1", f1), ("f2", f2), ("twiddle", twiddle)):
+                for plane in (0, 1):
+                    plgpu.copy_gmem_to_smem(table.at[plane], self.scratch[name].at[plane], self.barriers["tables"])
+
+        plgpu.barrier_wait(self.barriers["tables"])
+
+    def clear(self, *names: str):
+        """Zeroes the rows of X beyond the sequence, which TMA never writes."""
+        if self.shapes.length == N1:
+            return
+        for name in names:
+            for r in range(self.config.rows):
+                self.scratch[name][self.group, r] = jnp.zeros((N1, self.config.n2), self.shapes.dtype)
+        plgpu.commit_smem()
+
+    def fetch(self, source, index: Callable[[Any], tuple], row, name: str):
+        """Starts the copy of a tile's rows; a batch that ends inside it repeats its last row, which nobody stores."""
+        for r in range(self.config.rows):
+            plgpu.copy_gmem_to_smem(
+                source.at[index(jnp.minimum(row + r, self.shapes.batch - 1))],
+                self.scratch[name].at[self.group, r, pl.ds(0, self.shapes.length)],
+                self.barriers[name].at[self.group],
+            )
+
+    def await_rows(self, name: str):
+        plgpu.barrier_wait(self.barriers[name].at[self.group])
+
+    def tile(self, name: str, mine):
+        """The rows of this warpgroup's tile in shared memory."""
+        return [self.scratch[name].at[mine, r] for r in range(self.config.rows)]
+
+    def fetch_spectrum(self, spectrum, item):
+        schedule = self.schedule
+
+        @pl.when((self.group == 0) & (item < schedule.items))
+        def _():
+            slot = lax.rem(item // schedule.grid, self.config.spectrum_slots)
+            for plane in range(self.scratch["spectrum"].shape[1]):
+                plgpu.copy_gmem_to_smem(
+                    spectrum.at[item // schedule.splits, plane],
+                    self.scratch["spectrum"].at[slot, plane],
+                    self.barriers["spectrum"].at[slot],
+                )
+
+    def begin_item(self, spectrum, item):
+        """Waits for the item's spectrum and returns its slot; with a second slot, starts the next one's copy."""
+        slots = self.config.spectrum_slots
+        slot = lax.rem(item // self.schedule.grid, slots)
+
+        @pl.when(item < self.schedule.items)
+        def _():  # all are past the last item, so that its slot is free
+            plgpu.barrier_arrive(self.barriers["done"])
+            plgpu.barrier_wait(self.barriers["done"])
+            self.fetch_spectrum(spectrum, item + (slots - 1) * self.schedule.grid)
+            plgpu.barrier_wait(self.barriers["spectrum"].at[slot])
+
+        return slot
+
+    def store(self, rows, target: Callable[[Any], Any], row):
+        """Starts the copy of a tile's rows in shared memory to `target(batch row)`."""
+        for r, source in enumerate(rows):
+
+            @pl.when(row + r < self.shapes.batch)
+            def _(r=r, source=source):
+                plgpu.copy_smem_to_gmem(source.at[pl.ds(0, self.shapes.length)], target(row + r))
+
+
+def _scratch(config: Config, shapes: Shapes, rows: Sequence[str], channels: int, **more):
+    """Shared memory and barriers: `rows` names the tiles that are copied in; `channels` spectra belong to an item."""
+    n2, groups, dtype = config.n2, config.warpgroups, shapes.dtype
+    barriers = dict(
+        tables=plgpu.Barrier(num_arrivals=6),
+        spectrum=plgpu.Barrier(num_arrivals=2 * channels, num_barriers=config.spectrum_slots),
+        done=plgpu.Barrier(num_arrivals=groups),
+        **{name: plgpu.Barrier(num_arrivals=config.rows, num_barriers=groups) for name in rows},
+    )
+    return dict(
+        f1=_smem((2, N1, N1), dtype, columns=n2),
+        f2=_smem((2, n2, 2 * n2), dtype, columns=n2),
+        twiddle=_smem((2, N1, n2), dtype, columns=_CHUNK),
+        spectrum=_smem((config.spectrum_slots, 2 * channels, N1, n2), dtype, columns=_CHUNK),
+        staging=_smem((groups, config.rows, 2, N1, n2), dtype),
+        **{name: _smem((groups, config.rows, N1, n2), dtype) for name in rows},
+        **more,
+        barriers=barriers,
+    )
+
+
+def _launch(body, schedule: _Schedule, scratch, out_type):
+    return plgpu.kernel(
+        body,
+        out_type=out_type,
+        scratch_types={"scratch": scratch},
+        grid=(schedule.grid,),
+        grid_names=("block",),
+        num_threads=schedule.config.warpgroups,
+        thread_name="warpgroup",
+    )
+
+
+def forward(config: Config, shapes: Shapes):
+    """The kernel (u, pre gate or None, post gate or None, spectrum, f1, f2, twiddle, [31]) -> y.
+
+    u is `(B, D, length, n2)`, the spectrum of the taps `(D, 2 C, 64, n2)`, y `(B, C, D, length, n2)`.
+    """
+    channels, dtype = shapes.channels, shapes.dtype
+    schedule = _Schedule(config, shapes.batch, shapes.features)
+    gated = shapes.pre_gate or shapes.post_gates > 0
+
+    def fft_conv_forward(u, pre_gate, post_gate, spectrum, f1, f2, twiddle, shift, out, scratch):
+        block = _Block(schedule, shapes, scratch)
+        shift_by = shift[0]
+        block.clear("u", *["gate"] * gated)
+
+        def fetch_rows(step, source, name):
+            item, row, work = schedule.at(step)
+
+            @pl.when(work)
+            def _():
+                block.fetch(source, lambda b: (b, item // schedule.splits), row, name)
+
+        def fetch_pre_gate(step):  # the two gates share a tile: the next row's comes after this row's post gate
+            if shapes.pre_gate:
+                fetch_rows(step, pre_gate, "gate")
+
+        fetch_rows(jnp.int32(0), u, "u")
+        fetch_pre_gate(jnp.int32(0))
+        for ahead in range(config.spectrum_slots - 1):
+            block.fetch_spectrum(spectrum, lax.axis_index("block") + ahead * schedule.grid)
+        block.load_tables(f1, f2, twiddle)
+
+        @pl.loop(0, schedule.visits)
+        def _(visit):
+            slot = block.begin_item(spectrum, lax.axis_index("block") + visit * schedule.grid)
+
+            @pl.loop(0, schedule.rounds)
+            def _(turn):
+                step = visit * schedule.rounds + turn
+                item, row, work = schedule.at(step)
+                feature = item // schedule.splits
+
+                @pl.when(work)
+                def _():
+                    zero = lax.shift_right_logical(step, shift_by)
+                    mine = block.group + zero
+                    butterfly = _Butterfly(scratch["f1"], scratch["f2"], scratch["twiddle"], zero)
+                    tiles, staging = block.tile("u", mine), block.tile("staging", mine)
+                    block.await_rows("u")
+                    if shapes.pre_gate:
+                        block.await_rows("gate")
+                        for tile, gate in zip(tiles, block.tile("gate", mine), strict=True):
+                            tile[...] = _gated(_load(tile), _load(gate), dtype)
+                        plgpu.commit_smem()
+                    spectra = butterfly.forward(tiles, then=lambda: fetch_rows(step + 1, u, "u"))
+
+                    def convolve(channel, spectra, butterfly, mine):
+                        if shapes.post_gates:
+                            gate = channel if shapes.post_gates > 1 else 0
+                            block.fetch(post_gate, lambda b: (b, gate, feature), row, "gate")
+                        taps = _planes(scratch["spectrum"].at[slot], 2 * channel + butterfly.zero)
+                        ys = butterfly.inverse([_conj_times(z, taps, dtype) for z in spectra], staging)
+                        if shapes.post_gates:
+                            block.await_rows("gate")
+                            gates = block.tile("gate", mine)
+                            ys = [_gated(y, _load(gate), dtype) for y, gate in zip(ys, gates, strict=True)]
+                        for e, y in zip(staging, ys, strict=True):
+                            e[0] = y.astype(dtype)
+                        plgpu.commit_smem()
+                        block.store([e.at[0] for e in staging], lambda b: out.at[b, channel, feature], row)
+
+                    if channels == 1:
+                        convolve(0, spectra, butterfly, mine)
+                        fetch_pre_gate(step + 1)
+                        return
+                    for z, kept in zip(spectra, block.tile("spectra", mine), strict=True):
+                        kept[0], kept[1] = (part.astype(dtype) for part in z)
+
+                    @pl.loop(0, channels)
+                    def _(channel):
+                        zero = lax.shift_right_logical(step + channel, shift_by)
+                        kept = [_planes(z, 0) for z in block.tile("spectra", block.group + zero)]
+                        again = dataclasses.replace(butterfly, zero=zero)
+                        convolve(channel, kept, again, block.group + zero)
+
+                    fetch_pre_gate(step + 1)
+
+                @pl.when(jnp.logical_not(work))
+                def _():
+                    fetch_rows(step + 1, u, "u")
+                    fetch_pre_gate(step + 1)
+
+        plgpu.wait_smem_to_gmem(0)
+
+    complex_tiles = (config.warpgroups, config.rows, 2, N1, config.n2)
+    more = {"spectra": _smem(complex_tiles, dtype, columns=_CHUNK)} if channels > 1 else {}
+    scratch = _scratch(config, shapes, ["u", *["gate"] * gated], channels, **more)
+    out = jax.ShapeDtypeStruct((shapes.batch, channels, shapes.features, shapes.length, config.n2), dtype)
+    return _launch(fft_conv_forward, schedule, scratch, out)
+
+
+def _correlate(counts, a, b, c, d, re, im):
+    """(re, im) + conj(a + ib) (c + id), unless told that the row does not count."""
+    a, b = _float(a, b)
+    if counts is not None:
+        weight = jnp.where(counts, 1.0, 0.0)
+        a, b = a * weight, b * weight
+    return re + a * c + b * d, im + a * d - b * c
+
+
+def _conj_correlate(dtype, a, b, c, d):
+    """conj(conj(a + ib) (c + id))."""
+    a, b = _float(a, b)
+    return (a * c + b * d).astype(dtype), (b * c - a * d).astype(dtype)
+
+
+def backward(config: Config, shapes: Shapes):
+    """The kernel (u, g, spectrum, f1, f2, twiddle, [31]) -> (du, ds): cotangents of an ungated convolution's arguments.
+
+    g, the result's cotangent, is `(B, C, D, length, n2)`; du is so too, each channel's share of u's cotangent; ds is
+    `(parts, D, 2 C, 64, n2)` in float32, to be summed over the parts that the warpgroups kept, each in its registers:
+
+        ds = sum_b conj(U) G,   du = Re F^-1(conj(K) G)
+
+    with the spectra U and G of u and g recomputed, so that nothing but its arguments need be kept for it. An item is a
+    feature and a channel.
+    """
+    channels, dtype, n2 = shapes.channels, shapes.dtype, config.n2
+    schedule = _Schedule(config, shapes.batch, shapes.features * channels)
+    groups = config.warpgroups
+
+    def fft_conv_backward(u, g, spectrum, f1, f2, twiddle, shift, du, ds, scratch):
+        block = _Block(schedule, shapes, scratch)
+        shift_by = shift[0]
+        block.clear("u", "g")
+
+        def place(item):
+            spectra = item // schedule.splits
+            return spectra // channels, lax.rem(spectra, channels)
+
+        def fetch_rows(step, name):
+            item, row, work = schedule.at(step)
+            feature, channel = place(item)
+
+            @pl.when(work)
+            def _():
+                if name == "u":
+                    block.fetch(u, lambda b: (b, feature), row, "u")
+                else:
+                    block.fetch(g, lambda b: (b, channel, feature), row, "g")
+
+        for name in ("u", "g"):
+            fetch_rows(jnp.int32(0), name)
+        for ahead in range(config.spectrum_slots - 1):
+            block.fetch_spectrum(spectrum, lax.axis_index("block") + ahead * schedule.grid)
+        block.load_tables(f1, f2, twiddle)
+
+        @pl.loop(0, schedule.visits)
+        def _(visit):
+            this = lax.axis_index("block") + visit * schedule.grid
+            slot = block.begin_item(spectrum, this)
+
+            def turn(turn, ds):
+                step = visit * schedule.rounds + turn
+                item, row, work = schedule.at(step)
+                feature, channel = place(item)
+
+                def tile(ds):
+                    zero = lax.shift_right_logical(step, shift_by)
+                    mine = block.group + zero
+                    butterfly = _Butterfly(scratch["f1"], scratch["f2"], scratch["twiddle"], zero)
+                    staging = block.tile("staging", mine)
+                    block.await_rows("u")
+                    us = butterfly.forward(block.tile("u", mine), then=lambda: fetch_rows(step + 1, "u"))
+                    kept = [_planes(z, 0) for z in block.tile("spectra", mine)]  # registers are short while G is made
+                    for z, (re, im) in zip(us, kept, strict=True):
+                        re[...], im[...] = (part.astype(dtype) for part in z)
+                    block.await_rows("g")
+                    gs = butterfly.forward(block.tile("g", mine), then=lambda: fetch_rows(step + 1, "g"))
+                    products = []
+                    taps = _planes(scratch["spectrum"].at[slot], zero)
+                    for r, (z, w) in enumerate(zip(kept, gs, strict=True)):
+                        counts = row + r < shapes.batch if r and shapes.batch % config.rows else None
+                        ds = _by_columns(functools.partial(_correlate, counts), *z, *w, *ds)
+                        products.append(_by_columns(functools.partial(_conj_correlate, dtype), *taps, *w))
+                    for e, row_ in zip(staging, butterfly.inverse(products, staging), strict=True):
+                        e[0] = row_.astype(dtype)
+                    plgpu.commit_smem()
+                    block.store([e.at[0] for e in staging], lambda b: du.at[b, channel, feature], row)
+                    return ds
+
+                def rest(ds):
+                    for name in ("u", "g"):
+                        fetch_rows(step + 1, name)
+                    return ds
+
+                return lax.cond(work, tile, rest, ds)
+
+            nothing = plgpu.layout_cast(jnp.zeros((N1, n2), _F32), plgpu.Layout.WGMMA)
+            ds_re, ds_im = lax.fori_loop(0, schedule.rounds, turn, (nothing, nothing))
+
+            @pl.when(this < schedule.items)
+            def _():
+                feature, channel = place(this)
+                part = lax.rem(this, schedule.splits) * groups + block.group
+                ds[part, feature, 2 * channel] = ds_re
+                ds[part, feature, 2 * channel + 1] = ds_im
+
+        plgpu.wait_smem_to_gmem(0)
+
+    out = (
+        jax.ShapeDtypeStruct((shapes.batch, channels, shapes.features, shapes.length, n2), dtype),
+        jax.ShapeDtypeStruct((schedule.splits * groups, shapes.features, 2 * channels, N1, n2), _F32),
+    )
+    spectra = _smem((groups, config.rows, 2, N1, n2), dtype, columns=_CHUNK)
+    return _launch(fft_conv_backward, schedule, _scratch(config, shapes, ["u", "g"], 1, spectra=spectra), out)

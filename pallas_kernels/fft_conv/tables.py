@@ -1,0 +1,65 @@
+"""What the kernels keep in shared memory: DFT blocks, twiddles and the taps' spectrum, in the kernels' order.
+
+The transform is the right-angle one: with n points, n >= L,
+
+    U[k] = sum_t u[t] exp(-2 pi i (k + 1/4) t / n),      t = n1 n2' + n2,  k = k1 + 64 k2
+
+whose products convolve causally without padding to 2 L: what wraps around comes back multiplied by i, into the
+imaginary part that nobody reads. The quarter turn costs nothing. It shifts the first block and the twiddle:
+
+    F1[k1, n1] = exp(-2 pi i (k1 + 1/4) n1 / 64)
+    T[k1, n2]  = exp(-2 pi i (k1 + 1/4) n2 / n)
+    F2[n2, k2] = exp(-2 pi i n2 k2 / n2')
+
+A spectrum is a (64, n2') matrix with frequency k1 + 64 k2 at [k1, k2]: the taps' spectrum is permuted so once, and
+nothing else ever is. Blocks are scaled by powers of two near 1/sqrt(their size), so that float16 intermediates stay in
+the range of the input; the spectrum of the taps makes up the rest of 1/n.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.fft_conv.config import N1, Config
+
+
+def _scale(size: int) -> float:
+    return 2.0 ** -(size.bit_length() // 2)
+
+
+def block_scale(config: Config) -> float:
+    """What both blocks together multiply a spectrum by."""
+    return _scale(N1) * _scale(config.n2)
+
+
+def dft_tables(config: Config, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """F1, `(re | im, k1, n1)`; F2, the halves of its real form, each `(n2, re | im k2)`; T, `(re | im, k1, n2)`."""
+    k1, n2 = np.arange(N1)[:, None] + 0.25, np.arange(config.n2)
+    f1 = np.exp(-2j * np.pi * (k1 * np.arange(N1) / N1 % 1)) * _scale(N1)
+    f2 = np.exp(-2j * np.pi * (np.outer(n2, n2) % config.n2 / config.n2)) * _scale(config.n2)
+    t = np.exp(-2j * np.pi * k1 * n2 / config.points)
+
+    def planes(z):
+        return jnp.asarray(np.stack([z.real, z.imag]), dtype)
+
+    real_form = np.stack([np.concatenate([f2.real, f2.imag], 1), np.concatenate([-f2.imag, f2.real], 1)])
+    return planes(f1), jnp.asarray(real_form, dtype), planes(t)
+
+
+def twist(points: int) -> np.ndarray:
+    """The quarter turn over the length: exp(-pi i t / 2 n)."""
+    return np.exp(-0.5j * np.pi * np.arange(points) / points)
+
+
+def tap_spectrum(taps: jax.Array, config: Config) -> jax.Array:
+    """The spectrum that multiplies that of u, `(..., re | im, 64, n2)` in float32.
+
+    Args:
+      taps: `(..., n)` in complex64: forward taps in the real part, at their lag; reverse taps in the imaginary part,
+        lag -m at n - m.
+      config: whose order and scale the spectrum takes.
+    """
+    n = config.points
+    spectrum = jnp.fft.fft(taps * jnp.asarray(twist(n), taps.dtype)) / (n * block_scale(config) ** 2)
+    spectrum = spectrum.reshape(*taps.shape[:-1], config.n2, N1).swapaxes(-1, -2)
+    return jnp.stack([spectrum.real, spectrum.imag], -3)
