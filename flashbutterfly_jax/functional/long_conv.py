@@ -1,6 +1,7 @@
 """The long convolution: what it means, what it accepts, and which implementation runs it."""
 
 import difflib
+import functools
 import importlib
 from typing import Annotated, Any, get_args
 
@@ -20,8 +21,12 @@ _BACKENDS: dict[Implementation, str] = {
     "mosaic_gpu": "flashbutterfly_jax.functional.mosaic_gpu:long_conv_mosaic_gpu",
 }
 
-# What None tries, in order. The last one takes every valid request.
-_DEFAULT_ORDER: tuple[Implementation, ...] = ("xla",)
+# Those that only CUDA devices run. With another one after it in the order, lowering for the device chooses.
+_CUDA_ONLY: frozenset[Implementation] = frozenset({"mosaic_gpu"})
+
+# Lengths that None gives to the fused kernel on Hopper: its shortest transform has 1024 points, with which it is no
+# faster than FFTs of 128 steps, and its longest 4096.
+_FUSED_LENGTHS = range(256, 4097)
 
 
 @checked_by_hand
@@ -77,13 +82,13 @@ def long_conv(
       >>> long_conv(u, jnp.array([[4.0, 3.0]]), circular=True).round(4)
       Array([[10.,  3.,  0.,  8.]], dtype=float32)
     """
-    names = _resolve(implementation)
     precision = _canonical_precision(precision)
     if not isinstance(circular, bool):
         raise ValueError(f"circular must be True or False; got {circular!r}.")
     u = _whole_sequences("u", u)
     if u.ndim < 2:
         raise ValueError(f"u must have shape (*B, D, L), at least two axes; got shape {u.shape}.")
+    names = _default_order(u) if implementation is None else _resolve(implementation)
     *batch, features, length = u.shape
     kernel = _whole_sequences("kernel", kernel)
     if kernel.ndim not in (2, 3) or kernel.shape[-2] != features or kernel.shape[-1] < 1:
@@ -121,17 +126,45 @@ def long_conv(
 def _run(names: tuple[Implementation, ...], u: Array, kernel: Array, *args, **kwargs) -> Array:
     """The result of the first implementation that supports the request."""
     reasons = []
-    for name in names:
+    for position, name in enumerate(names, 1):
         try:
             backend = _load(name)
             if not u.size or not kernel.size:
                 return jnp.zeros((*u.shape[:-2], kernel.shape[0], *u.shape[-2:]), u.dtype)
+            if name in _CUDA_ONLY and names[position:]:
+                return _by_platform(backend, functools.partial(_run, names[position:]), u, kernel, *args, **kwargs)
             return backend(u, kernel, *args, **kwargs)
         except NotImplementedError as reason:
             if len(names) == 1:
                 raise
             reasons.append(f"{name!r}: {reason}")
     raise NotImplementedError("No implementation named supports this request. " + " ".join(reasons))
+
+
+def _by_platform(cuda, default, *args, circular, precision, **kwargs) -> Array:
+    """One of two implementations, chosen when the computation is lowered for a device."""
+    cuda, default = (functools.partial(run, circular=circular, precision=precision) for run in (cuda, default))
+    return jax.lax.platform_dependent(
+        args,
+        kwargs,
+        cuda=lambda args, kwargs: cuda(*args, **kwargs),
+        default=lambda args, kwargs: default(*args, **kwargs),
+    )
+
+
+def _default_order(u: Array) -> tuple[Implementation, ...]:
+    """What None tries. The last takes every valid request.
+
+    The fused kernel comes first where it is faster at the error that the dtype of u has anyway, on Hopper; a device
+    that is not here, for which the computation may yet be lowered, is taken for one.
+    """
+    if jnp.finfo(u.dtype).bits == 16 and u.shape[-1] in _FUSED_LENGTHS and _may_be_hopper():
+        return "mosaic_gpu", "xla"
+    return ("xla",)
+
+
+def _may_be_hopper() -> bool:
+    return jax.default_backend() != "gpu" or all(d.compute_capability == "9.0" for d in jax.devices())
 
 
 def _load(name: Implementation) -> Backend:
@@ -142,8 +175,6 @@ def _load(name: Implementation) -> Backend:
 
 
 def _resolve(implementation: Any) -> tuple[Implementation, ...]:
-    if implementation is None:
-        return _DEFAULT_ORDER
     names = tuple(implementation) if isinstance(implementation, list | tuple) else (implementation,)
     if not names:
         raise ValueError(f"implementation must name at least one of {_NAMES}, or be None; got {implementation!r}.")
