@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flashbutterfly_jax.functional.origin import check_pallas_kernels
 from flashbutterfly_jax.functional.taps import circular_taps
 
 
@@ -25,6 +26,7 @@ def long_conv_mosaic_gpu(
     The kernel convolves with taps on both sides of lag 0, which every mode comes down to: a skip is more of tap 0, and
     a circular kernel is its own reverse, seen from the other side.
     """
+    check_pallas_kernels()
     from pallas_kernels.fft_conv import fft_conv  # not above: importing Pallas takes a second that "xla" need not pay
 
     if u.dtype == jnp.float32 and precision not in (None, jax.lax.Precision.DEFAULT):
