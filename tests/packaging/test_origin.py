@@ -33,7 +33,7 @@ def test_refuses_a_stranger(stranger):
     done = call("mosaic_gpu", stranger, ROOT)
     assert done.returncode == 1
     assert "the stranger was run" not in done.stderr
-    (message,) = (line for line in done.stderr.splitlines() if line.startswith("ImportError: "))
+    message = next(line for line in done.stderr.splitlines() if line.startswith("ImportError: "))
     assert f"needs the pallas_kernels package in {ROOT}" in message
     assert str(stranger / "pallas_kernels") in message
 
