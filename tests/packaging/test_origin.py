@@ -17,8 +17,9 @@ print(fb.long_conv(u, u, implementation={implementation!r}).shape)
 
 def call(implementation: str | None, *path: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(map(str, path))}
-    code = CALL.format(implementation=implementation)
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", CALL.format(implementation=implementation)]
+    # In a folder that holds neither: the current one is the first on the import path.
+    return subprocess.run(command, cwd=path[0].parent, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
