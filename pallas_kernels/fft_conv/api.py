@@ -13,10 +13,19 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from pallas_kernels.fft_conv import kernel_sm90
-from pallas_kernels.fft_conv.config import CONFIGS, LONGEST, MAX_CHANNELS, Config, Kernel, forward_kernel, second_factor
+from pallas_kernels.fft_conv import kernel_sm90, spectrum_sm90
+from pallas_kernels.fft_conv.config import (
+    CONFIGS,
+    LONGEST,
+    MAX_CHANNELS,
+    N1,
+    Config,
+    Kernel,
+    forward_kernel,
+    second_factor,
+)
 from pallas_kernels.fft_conv.reference import backward_reference
-from pallas_kernels.fft_conv.tables import dft_tables, tap_spectrum
+from pallas_kernels.fft_conv.tables import dft_tables, tap_cotangent
 
 # The kernels shift their loop counter right by this, to a zero that the compiler takes for a variable.
 _SHIFT = 31
@@ -69,9 +78,9 @@ def fft_conv(
     results = []
     for first in range(0, channels, MAX_CHANNELS):
         group = slice(first, first + MAX_CHANNELS)
-        spectrum = _spectrum(taps[group], None if reverse_taps is None else reverse_taps[group], n2)
+        placed = _place(taps[group], None if reverse_taps is None else reverse_taps[group], Config(n2).points)
         gate = post_gate if post_gate is None or post_gate.shape[1] == 1 else post_gate[:, group]
-        results.append(_conv(rows(u), rows(pre_gate), rows(gate), spectrum))
+        results.append(_conv(rows(u), rows(pre_gate), rows(gate), placed))
     y = jnp.concatenate(results, 1) if len(results) > 1 else results[0]
     return y.reshape(*y.shape[:3], -1)[..., :length].astype(u.dtype)
 
@@ -92,44 +101,39 @@ def _rows(x, *, n2, dtype):
     return padded.reshape(*x.shape[:-1], -1, n2)
 
 
-def _spectrum(taps, reverse_taps, n2):
-    """`(D, 2 C, 64, n2)` in float32."""
-    config = Config(n2)
-
-    def pad(x, low):
-        return jnp.pad(x.astype(jnp.float32), [(0, 0), (0, 0), (low, config.points - low - x.shape[-1])])
-
-    real = pad(taps, 0)
-    imaginary = jnp.zeros_like(real)
-    if reverse_taps is not None:  # lag -m at n - m
-        imaginary = pad(jnp.flip(reverse_taps, -1), config.points - reverse_taps.shape[-1])
-    spectrum = tap_spectrum(jax.lax.complex(real, imaginary).swapaxes(0, 1), config)
-    return spectrum.reshape(spectrum.shape[0], -1, *spectrum.shape[3:])
+def _place(taps, reverse_taps, points):
+    """`(D, C, parts, K)` in float32: taps at their lags and, if there are any, the reverse tap of lag -m at n - m."""
+    parts = [taps.astype(jnp.float32)]
+    if reverse_taps is not None:
+        before = points - reverse_taps.shape[-1]
+        parts = [jnp.pad(parts[0], [(0, 0), (0, 0), (0, points - taps.shape[-1])])]
+        parts += [jnp.pad(jnp.flip(reverse_taps.astype(jnp.float32), -1), [(0, 0), (0, 0), (before, 0)])]
+    return jnp.stack(parts, 2).swapaxes(0, 1)
 
 
 @jax.custom_vjp
-def _conv(u, pre_gate, post_gate, spectrum):
+def _conv(u, pre_gate, post_gate, taps):
     """The convolution in the kernels' shapes: u `(B, D, rows, n2)`, result `(B, C, D, rows, n2)`."""
     gates = pre_gate is not None, post_gate is not None
     # custom_partitioning knows no optional operands: u stands in for an absent gate, and the kernel does not read it.
     pre_gate = pre_gate if gates[0] else u
     post_gate = post_gate if gates[1] else u[:, None]
-    return _forward(gates)(u, pre_gate, post_gate, spectrum)
+    return _forward(gates)(u, pre_gate, post_gate, taps)
 
 
-def _conv_fwd(u, pre_gate, post_gate, spectrum):
-    return _conv(u, pre_gate, post_gate, spectrum), (u, pre_gate, post_gate, spectrum)
+def _conv_fwd(u, pre_gate, post_gate, taps):
+    return _conv(u, pre_gate, post_gate, taps), (u, pre_gate, post_gate, taps)
 
 
 def _conv_bwd(saved, g):
-    u, pre_gate, post_gate, spectrum = saved
+    u, pre_gate, post_gate, taps = saved
     gated = u if pre_gate is None else _product(u, pre_gate)
     d_post = None
     if post_gate is not None:
-        d_post = _product(g, _conv(gated, None, None, spectrum), jnp.float32)
+        d_post = _product(g, _conv(gated, None, None, taps), jnp.float32)
         d_post = d_post.sum(1, keepdims=True) if post_gate.shape[1] == 1 else d_post
         g = _product(g, post_gate)
-    d_gated, d_spectrum = _conv_cotangents(gated, g, spectrum)
+    d_gated, d_taps = _conv_cotangents(gated, g, taps)
     d_gated = d_gated[:, 0] if d_gated.shape[1] == 1 else d_gated.astype(jnp.float32).sum(1)
     d_u = d_gated if pre_gate is None else _product(d_gated, pre_gate)
     d_pre = None if pre_gate is None else _product(d_gated, u)
@@ -137,7 +141,7 @@ def _conv_bwd(saved, g):
     def like(x, y):
         return None if x is None else x.astype(y.dtype)
 
-    return like(d_u, u), like(d_pre, pre_gate), like(d_post, post_gate), d_spectrum
+    return like(d_u, u), like(d_pre, pre_gate), like(d_post, post_gate), d_taps
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
@@ -148,56 +152,65 @@ def _product(x, y, dtype=None):
 
 
 @jax.custom_vjp
-def _conv_cotangents(u, g, spectrum):
-    """Cotangents of u for each channel, `(B, C, D, rows, n2)`, and of the spectrum, of an ungated convolution."""
-    return _backward(u, g, spectrum)
+def _conv_cotangents(u, g, taps):
+    """Cotangents of u for each channel, `(B, C, D, rows, n2)`, and of the taps, of an ungated convolution."""
+    return _backward(u, g, taps)
 
 
-def _conv_cotangents_fwd(u, g, spectrum):
-    return _conv_cotangents(u, g, spectrum), (u, g, spectrum)
+def _conv_cotangents_fwd(u, g, taps):
+    return _conv_cotangents(u, g, taps), (u, g, taps)
 
 
 def _conv_cotangents_bwd(saved, cotangents):
-    u, g, spectrum = saved
+    u, g, taps = saved
 
     def flat(x):
         return x.reshape(*x.shape[:-2], -1)
 
-    def cotangents_of(u, g, spectrum):
-        d_u, d_spectrum = backward_reference(Config(u.shape[-1]), flat(u), flat(g), spectrum)
-        return d_u.reshape(g.shape).astype(g.dtype), d_spectrum
+    def cotangents_of(u, g, taps):
+        d_u, d_taps = backward_reference(Config(u.shape[-1]), flat(u), flat(g), taps)
+        return d_u.reshape(g.shape).astype(g.dtype), d_taps
 
-    return jax.vjp(cotangents_of, u, g, spectrum)[1](cotangents)
+    return jax.vjp(cotangents_of, u, g, taps)[1](cotangents)
 
 
 _conv_cotangents.defvjp(_conv_cotangents_fwd, _conv_cotangents_bwd)
 
 
-def _run_forward(u, pre_gate, post_gate, spectrum, f1, f2, twiddle, shift, gates: tuple[bool, bool]):
+def _run_forward(u, pre_gate, post_gate, taps, f1, f2, twiddle, shift, gates: tuple[bool, bool]):
     pre, post = gates
     batch, features, length, n2 = u.shape
-    channels = spectrum.shape[1] // 2
+    channels = taps.shape[1]
     config = CONFIGS[forward_kernel(channels, pre or post)][n2]
     shapes = kernel_sm90.Shapes(
         batch, channels, features, length, u.dtype, pre_gate=pre, post_gates=post_gate.shape[1] if post else 0
     )
+    tables = f1, f2, twiddle
+    spectrum = _spectrum(taps, config, u.dtype, *tables, shift).reshape(features, -1, N1, n2)
     kernel = kernel_sm90.forward(config, shapes)
-    return kernel(u, pre_gate, post_gate, spectrum.astype(u.dtype), f1, f2, twiddle, shift)
+    return kernel(u, pre_gate, post_gate, spectrum, *(table.astype(u.dtype) for table in tables), shift)
 
 
-def _run_backward(u, g, spectrum, f1, f2, twiddle, shift):
+def _run_backward(u, g, taps, f1, f2, twiddle, shift):
     batch, features, length, n2 = u.shape
+    channels = taps.shape[1]
     config = CONFIGS[Kernel.BACKWARD][n2]
-    shapes = kernel_sm90.Shapes(batch, g.shape[1], features, length, u.dtype)
-    by_channel = spectrum.reshape(-1, 2, *spectrum.shape[2:]).astype(u.dtype)
-    kernel = kernel_sm90.backward(config, shapes)
-    d_u, d_spectrum = kernel(u, g, by_channel, f1, f2, twiddle, shift)
-    return d_u, d_spectrum.sum(0)
+    tables = f1, f2, twiddle
+    spectrum = _spectrum(taps, config, u.dtype, *tables, shift)
+    kernel = kernel_sm90.backward(config, kernel_sm90.Shapes(batch, channels, features, length, u.dtype))
+    d_u, d_spectrum = kernel(u, g, spectrum, *(table.astype(u.dtype) for table in tables), shift)
+    d_spectrum = d_spectrum.sum(0).reshape(spectrum.shape)
+    return d_u, tap_cotangent(d_spectrum, taps.reshape(-1, *taps.shape[2:]), config).reshape(taps.shape)
+
+
+def _spectrum(taps, config, dtype, *tables):
+    """`(D C, 2, 64, n2)`."""
+    return spectrum_sm90.tap_spectrum(taps.reshape(-1, *taps.shape[2:]), config, dtype, *tables)
 
 
 def _tables(u):
     """Operands that every kernel takes last; custom_partitioning refuses constants."""
-    return *dft_tables(Config(u.shape[-1]), u.dtype), jnp.array([_SHIFT], jnp.int32)
+    return *dft_tables(Config(u.shape[-1]), jnp.float32), jnp.array([_SHIFT], jnp.int32)
 
 
 @functools.cache
@@ -205,8 +218,8 @@ def _forward(gates: tuple[bool, bool]):
     """The forward kernel where there is a GPU; vmap makes of its axis more features."""
 
     @custom_vmap
-    def forward(u, pre_gate, post_gate, spectrum):
-        return _on_gpu(_forward_op, u, pre_gate, post_gate, spectrum, *_tables(u), static=(gates,))
+    def forward(u, pre_gate, post_gate, taps):
+        return _on_gpu(_forward_op, u, pre_gate, post_gate, taps, *_tables(u), static=(gates,))
 
     @forward.def_vmap
     def _(size, batched, *operands):
@@ -217,14 +230,14 @@ def _forward(gates: tuple[bool, bool]):
 
 
 @custom_vmap
-def _backward(u, g, spectrum):
-    return _on_gpu(_backward_op, u, g, spectrum, *_tables(u))
+def _backward(u, g, taps):
+    return _on_gpu(_backward_op, u, g, taps, *_tables(u))
 
 
 @_backward.def_vmap
 def _(size, batched, *operands):
-    d_u, d_spectrum = _backward(*_more_features(size, batched, operands, features=(1, 2, 0)))
-    return (_fewer_features(size, d_u, 2), _fewer_features(size, d_spectrum, 0)), (True, True)
+    d_u, d_taps = _backward(*_more_features(size, batched, operands, features=(1, 2, 0)))
+    return (_fewer_features(size, d_u, 2), _fewer_features(size, d_taps, 0)), (True, True)
 
 
 def _more_features(size, batched, operands, features):
@@ -273,8 +286,8 @@ def _partition_backward(mesh, arguments, results):
         return NamedSharding(mesh, spec)
 
     def run(*operands):
-        d_u, d_spectrum = _run_backward(*operands)
-        return d_u, jax.lax.psum(d_spectrum, b) if b else d_spectrum
+        d_u, d_taps = _run_backward(*operands)
+        return d_u, jax.lax.psum(d_taps, b) if b else d_taps
 
     shardings = [P(b, d), P(b, None, d), P(d), *_TABLES]
     return mesh, run, (place(P(b, None, d)), place(P(d))), tuple(place(spec) for spec in shardings)

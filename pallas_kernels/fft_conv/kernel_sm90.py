@@ -31,71 +31,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv.config import N1, Config
-
-_F32 = jnp.float32
-_CHUNK = 16
-"""The narrowest columns that a matrix of 16-bit numbers in shared memory is cut to."""
-_STEP = 8
-"""Columns that elementwise work takes at a time, the narrowest a value in registers is cut to."""
-
-
-def _tiled(columns: int):
-    """The shared-memory layout of 16-bit rows of that many columns that TMA writes and the tensor cores read."""
-    swizzle = min(2 * columns, 128)
-    tiling = plgpu.TilingTransform((8, swizzle // 2))  # type: ignore[abstract]
-    return tiling, plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
-
-
-def _smem(shape, dtype, columns: int | None = None):
-    """Shared memory for matrices; those that meet in a product are laid out for the one with fewer columns.
-
-    What only elementwise work reads is laid out for `_CHUNK` columns, to be read in such pieces.
-    """
-    return plgpu.SMEM(shape, dtype, transforms=_tiled(columns or shape[-1]))
-
-
-def _load(ref):
-    return plgpu.load(ref, layout=plgpu.Layout.WGMMA)
-
-
-def _products(*sums):
-    """For each list of pairs the sum of the matrix products a b, in float32; all are issued before any is awaited."""
-
-    def run(*accumulators):
-        for accumulator, pairs in zip(accumulators, sums, strict=True):
-            for a, b in pairs:
-                plgpu.wgmma(accumulator, a, b)
-        return [accumulator[...] for accumulator in accumulators]
-
-    return pl.run_scoped(run, *(plgpu.ACC((pairs[0][0].shape[0], pairs[0][1].shape[1]), _F32) for pairs in sums))
-
-
-def _planes(ref, zero):
-    """The real and imaginary planes of a table."""
-    return ref.at[zero], ref.at[zero + 1]
-
-
-def _by_columns(function, *matrices):
-    """Elementwise function of matrices, values or in shared memory, to a tuple, a few columns at a time.
-
-    Emitted whole, it would hold every float32 intermediate of the tile at once, over 200 registers.
-    """
-    results = []
-    for at in range(0, matrices[0].shape[1], _CHUNK):
-        wide = [
-            matrix[:, at : at + _CHUNK] if isinstance(matrix, jax.Array) else _load(matrix.at[:, pl.ds(at, _CHUNK)])
-            for matrix in matrices
-        ]
-        results += [function(*(x[:, i : i + _STEP] for x in wide)) for i in range(0, _CHUNK, _STEP)]
-    return tuple(lax.concatenate(parts, 1) for parts in zip(*results, strict=True))
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, complex_planes, load, matrices, sums_of_products
 
 
 def _float(*arrays):
-    return tuple(array.astype(_F32) for array in arrays)
+    return tuple(array.astype(F32) for array in arrays)
 
 
 def _gated(x, gate, dtype):
-    (product,) = _by_columns(lambda a, b: ((a.astype(_F32) * b.astype(_F32)).astype(dtype),), x, gate)
+    (product,) = by_columns(lambda a, b: ((a.astype(F32) * b.astype(F32)).astype(dtype),), x, gate)
     return product
 
 
@@ -106,7 +50,7 @@ def _times(z, w, dtype):
         a, b, c, d = _float(a, b, c, d)
         return (a * c - b * d).astype(dtype), (a * d + b * c).astype(dtype)
 
-    return _by_columns(times, *z, *w)
+    return by_columns(times, *z, *w)
 
 
 def _conj_times(z, w, dtype):
@@ -116,7 +60,7 @@ def _conj_times(z, w, dtype):
         a, b, c, d = _float(a, b, c, d)
         return (a * c - b * d).astype(dtype), (-(a * d) - b * c).astype(dtype)
 
-    return _by_columns(times, *z, *w)
+    return by_columns(times, *z, *w)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,27 +80,27 @@ class _Butterfly:
         """Z F2 for each z, as [Re z | Im z] times [[Re F2, Im F2], [-Im F2, Re F2]]."""
         n2 = self.f2.shape[-2]
         top, bottom = self.f2.at[self.zero], self.f2.at[self.zero + 1]
-        sums = _products(*([(re, top), (im, bottom)] for re, im in tiles))
+        sums = sums_of_products(*([(re, top), (im, bottom)] for re, im in tiles))
         return [(both[:, :n2], both[:, n2:]) for both in sums]
 
     def forward(self, rows, then):
         """The spectra of real rows in shared memory, a list of (64, n2); `then` runs once these are free again."""
         planes = self.f1.at[self.zero], self.f1.at[self.zero + 1]
-        sums = _products(*([(f1, row)] for row in rows for f1 in planes))
+        sums = sums_of_products(*([(f1, row)] for row in rows for f1 in planes))
         then()
-        twiddle = _planes(self.twiddle, self.zero)
+        twiddle = complex_planes(self.twiddle, self.zero)
         return self._right([_times(z, twiddle, self.f1.dtype) for z in zip(sums[::2], sums[1::2], strict=True)])
 
     def inverse(self, conjugate_spectra, scratch):
         """The real rows whose conjugate spectra these are; scratch, a list of (2, 64, n2), carries E."""
         tiles = self._right(conjugate_spectra)
-        twiddle = _planes(self.twiddle, self.zero)
+        twiddle = complex_planes(self.twiddle, self.zero)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left the scratch
         for z, e in zip(tiles, scratch, strict=True):
             e[0], e[1] = _conj_times(z, twiddle, self.f1.dtype)
         plgpu.commit_smem()
         re, im = self.f1.at[self.zero].T, self.f1.at[self.zero + 1].T
-        return _products(*([(re, e.at[0]), (im, e.at[1])] for e in scratch))
+        return sums_of_products(*([(re, e.at[0]), (im, e.at[1])] for e in scratch))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,12 +276,12 @@ def _scratch(config: Config, shapes: Shapes, rows: Sequence[str], channels: int,
         **{name: plgpu.Barrier(num_arrivals=config.rows, num_barriers=groups) for name in rows},
     )
     return dict(
-        f1=_smem((2, N1, N1), dtype, columns=n2),
-        f2=_smem((2, n2, 2 * n2), dtype, columns=n2),
-        twiddle=_smem((2, N1, n2), dtype, columns=_CHUNK),
-        spectrum=_smem((config.spectrum_slots, 2 * channels, N1, n2), dtype, columns=_CHUNK),
-        staging=_smem((groups, config.rows, 2, N1, n2), dtype),
-        **{name: _smem((groups, config.rows, N1, n2), dtype) for name in rows},
+        f1=matrices((2, N1, N1), dtype, columns=n2),
+        f2=matrices((2, n2, 2 * n2), dtype, columns=n2),
+        twiddle=matrices((2, N1, n2), dtype, columns=CHUNK),
+        spectrum=matrices((config.spectrum_slots, 2 * channels, N1, n2), dtype, columns=CHUNK),
+        staging=matrices((groups, config.rows, 2, N1, n2), dtype),
+        **{name: matrices((groups, config.rows, N1, n2), dtype) for name in rows},
         **more,
         barriers=barriers,
     )
@@ -406,7 +350,7 @@ def forward(config: Config, shapes: Shapes):
                     if shapes.pre_gate:
                         block.await_rows("gate")
                         for tile, gate in zip(tiles, block.tile("gate", mine), strict=True):
-                            tile[...] = _gated(_load(tile), _load(gate), dtype)
+                            tile[...] = _gated(load(tile), load(gate), dtype)
                         plgpu.commit_smem()
                     spectra = butterfly.forward(tiles, then=lambda: fetch_rows(step + 1, u, "u"))
 
@@ -414,12 +358,12 @@ def forward(config: Config, shapes: Shapes):
                         if shapes.post_gates:
                             gate = channel if shapes.post_gates > 1 else 0
                             block.fetch(post_gate, lambda b: (b, gate, feature), row, "gate")
-                        taps = _planes(scratch["spectrum"].at[slot], 2 * channel + butterfly.zero)
+                        taps = complex_planes(scratch["spectrum"].at[slot], 2 * channel + butterfly.zero)
                         ys = butterfly.inverse([_conj_times(z, taps, dtype) for z in spectra], staging)
                         if shapes.post_gates:
                             block.await_rows("gate")
                             gates = block.tile("gate", mine)
-                            ys = [_gated(y, _load(gate), dtype) for y, gate in zip(ys, gates, strict=True)]
+                            ys = [_gated(y, load(gate), dtype) for y, gate in zip(ys, gates, strict=True)]
                         for e, y in zip(staging, ys, strict=True):
                             e[0] = y.astype(dtype)
                         plgpu.commit_smem()
@@ -435,7 +379,7 @@ def forward(config: Config, shapes: Shapes):
                     @pl.loop(0, channels)
                     def _(channel):
                         zero = lax.shift_right_logical(step + channel, shift_by)
-                        kept = [_planes(z, 0) for z in block.tile("spectra", block.group + zero)]
+                        kept = [complex_planes(z, 0) for z in block.tile("spectra", block.group + zero)]
                         again = dataclasses.replace(butterfly, zero=zero)
                         convolve(channel, kept, again, block.group + zero)
 
@@ -449,7 +393,7 @@ def forward(config: Config, shapes: Shapes):
         plgpu.wait_smem_to_gmem(0)
 
     complex_tiles = (config.warpgroups, config.rows, 2, N1, config.n2)
-    more = {"spectra": _smem(complex_tiles, dtype, columns=_CHUNK)} if channels > 1 else {}
+    more = {"spectra": matrices(complex_tiles, dtype, columns=CHUNK)} if channels > 1 else {}
     scratch = _scratch(config, shapes, ["u", *["gate"] * gated], channels, **more)
     out = jax.ShapeDtypeStruct((shapes.batch, channels, shapes.features, shapes.length, config.n2), dtype)
     return _launch(fft_conv_forward, schedule, scratch, out)
@@ -528,17 +472,19 @@ def backward(config: Config, shapes: Shapes):
                     staging = block.tile("staging", mine)
                     block.await_rows("u")
                     us = butterfly.forward(block.tile("u", mine), then=lambda: fetch_rows(step + 1, "u"))
-                    kept = [_planes(z, 0) for z in block.tile("spectra", mine)]  # registers are short while G is made
+                    kept = [
+                        complex_planes(z, 0) for z in block.tile("spectra", mine)
+                    ]  # registers are short while G is made
                     for z, (re, im) in zip(us, kept, strict=True):
                         re[...], im[...] = (part.astype(dtype) for part in z)
                     block.await_rows("g")
                     gs = butterfly.forward(block.tile("g", mine), then=lambda: fetch_rows(step + 1, "g"))
                     products = []
-                    taps = _planes(scratch["spectrum"].at[slot], zero)
+                    taps = complex_planes(scratch["spectrum"].at[slot], zero)
                     for r, (z, w) in enumerate(zip(kept, gs, strict=True)):
                         counts = row + r < shapes.batch if r and shapes.batch % config.rows else None
-                        ds = _by_columns(functools.partial(_correlate, counts), *z, *w, *ds)
-                        products.append(_by_columns(functools.partial(_conj_correlate, dtype), *taps, *w))
+                        ds = by_columns(functools.partial(_correlate, counts), *z, *w, *ds)
+                        products.append(by_columns(functools.partial(_conj_correlate, dtype), *taps, *w))
                     for e, row_ in zip(staging, butterfly.inverse(products, staging), strict=True):
                         e[0] = row_.astype(dtype)
                     plgpu.commit_smem()
@@ -552,7 +498,7 @@ def backward(config: Config, shapes: Shapes):
 
                 return lax.cond(work, tile, rest, ds)
 
-            nothing = plgpu.layout_cast(jnp.zeros((N1, n2), _F32), plgpu.Layout.WGMMA)
+            nothing = plgpu.layout_cast(jnp.zeros((N1, n2), F32), plgpu.Layout.WGMMA)
             ds_re, ds_im = lax.fori_loop(0, schedule.rounds, turn, (nothing, nothing))
 
             @pl.when(this < schedule.items)
@@ -566,7 +512,7 @@ def backward(config: Config, shapes: Shapes):
 
     out = (
         jax.ShapeDtypeStruct((shapes.batch, channels, shapes.features, shapes.length, n2), dtype),
-        jax.ShapeDtypeStruct((schedule.splits * groups, shapes.features, 2 * channels, N1, n2), _F32),
+        jax.ShapeDtypeStruct((schedule.splits * groups, shapes.features, 2 * channels, N1, n2), F32),
     )
-    spectra = _smem((groups, config.rows, 2, N1, n2), dtype, columns=_CHUNK)
+    spectra = matrices((groups, config.rows, 2, N1, n2), dtype, columns=CHUNK)
     return _launch(fft_conv_backward, schedule, _scratch(config, shapes, ["u", "g"], 1, spectra=spectra), out)

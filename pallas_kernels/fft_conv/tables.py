@@ -46,20 +46,29 @@ def dft_tables(config: Config, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
     return planes(f1), jnp.asarray(real_form, dtype), planes(t)
 
 
-def twist(points: int) -> np.ndarray:
-    """The quarter turn over the length: exp(-pi i t / 2 n)."""
-    return np.exp(-0.5j * np.pi * np.arange(points) / points)
+def twist(points: int) -> jax.Array:
+    """The quarter turn over the length, exp(-pi i t / 2 n), in complex64."""
+    angle = jnp.arange(points, dtype=jnp.float32) * (-0.5 * np.pi / points)
+    return jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
 
 
 def tap_spectrum(taps: jax.Array, config: Config) -> jax.Array:
-    """The spectrum that multiplies that of u, `(..., re | im, 64, n2)` in float32.
+    """The spectrum that multiplies that of u, `(count, re | im, 64, n2)` in float32.
 
     Args:
-      taps: `(..., n)` in complex64: forward taps in the real part, at their lag; reverse taps in the imaginary part,
-        lag -m at n - m.
+      taps: `(count, parts, K)` in float32: forward taps at their lag and, with two parts, the reverse tap of lag -m at
+        n - m.
       config: whose order and scale the spectrum takes.
     """
     n = config.points
-    spectrum = jnp.fft.fft(taps * jnp.asarray(twist(n), taps.dtype)) / (n * block_scale(config) ** 2)
-    spectrum = spectrum.reshape(*taps.shape[:-1], config.n2, N1).swapaxes(-1, -2)
+    padded = jnp.pad(taps, [(0, 0), (0, 0), (0, n - taps.shape[-1])])
+    z = jax.lax.complex(padded[:, 0], padded[:, 1] if taps.shape[1] == 2 else jnp.zeros_like(padded[:, 0]))
+    spectrum = jnp.fft.fft(z * twist(n)) / (n * block_scale(config) ** 2)
+    spectrum = spectrum.reshape(-1, config.n2, N1).swapaxes(-1, -2)
     return jnp.stack([spectrum.real, spectrum.imag], -3)
+
+
+def tap_cotangent(d_spectrum: jax.Array, taps: jax.Array, config: Config) -> jax.Array:
+    """The cotangent of taps whose spectrum has this one, `(count, re | im, 64, n2)`."""
+    (d_taps,) = jax.vjp(lambda taps: tap_spectrum(taps, config), taps)[1](d_spectrum)
+    return d_taps

@@ -1,0 +1,65 @@
+"""The vocabulary of the kernels: matrices in shared memory, their products, and elementwise work on them."""
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+F32 = jnp.float32
+CHUNK = 16
+"""The narrowest columns that a matrix of 16-bit numbers in shared memory is cut to."""
+_STEP = 8
+"""Columns that elementwise work takes at a time, the narrowest a value in registers is cut to."""
+
+
+def _tiled(columns: int):
+    """The shared-memory layout of 16-bit rows of that many columns that TMA writes and the tensor cores read."""
+    swizzle = min(2 * columns, 128)
+    tiling = plgpu.TilingTransform((8, swizzle // 2))  # type: ignore[abstract]
+    return tiling, plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
+
+
+def matrices(shape, dtype, columns: int | None = None):
+    """Shared memory for matrices; those that meet in a product are laid out for the one with fewer columns.
+
+    What only elementwise work reads is laid out for `CHUNK` columns, to be read in such pieces.
+    """
+    return plgpu.SMEM(shape, dtype, transforms=_tiled(columns or shape[-1]))
+
+
+def load(ref):
+    """The matrix in the registers' layout of the tensor cores' results."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA)
+
+
+def sums_of_products(*sums):
+    """For each list of pairs the sum of the matrix products a b, in float32; all are issued before any is awaited."""
+
+    def run(*accumulators):
+        for accumulator, pairs in zip(accumulators, sums, strict=True):
+            for a, b in pairs:
+                plgpu.wgmma(accumulator, a, b)
+        return [accumulator[...] for accumulator in accumulators]
+
+    return pl.run_scoped(run, *(plgpu.ACC((pairs[0][0].shape[0], pairs[0][1].shape[1]), F32) for pairs in sums))
+
+
+def complex_planes(ref, zero):
+    """The real and imaginary planes of a table."""
+    return ref.at[zero], ref.at[zero + 1]
+
+
+def by_columns(function, *matrices):
+    """Elementwise function of matrices, values or in shared memory, to a tuple, a few columns at a time.
+
+    Emitted whole, it would hold every float32 intermediate of the tile at once, over 200 registers.
+    """
+    results = []
+    for at in range(0, matrices[0].shape[1], CHUNK):
+        wide = [
+            matrix[:, at : at + CHUNK] if isinstance(matrix, jax.Array) else load(matrix.at[:, pl.ds(at, CHUNK)])
+            for matrix in matrices
+        ]
+        results += [function(*(x[:, i : i + _STEP] for x in wide)) for i in range(0, CHUNK, _STEP)]
+    return tuple(lax.concatenate(parts, 1) for parts in zip(*results, strict=True))
