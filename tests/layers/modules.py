@@ -1,6 +1,8 @@
 """Both APIs behind one face, so that one test holds for both."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 import flashbutterfly_jax as fb
@@ -9,18 +11,21 @@ APIS = ("linen", "nnx")
 
 
 class Model:
-    """A module of either API: its variables and a pure ``apply``."""
+    """A module of either API, its variables and a pure call.
 
-    def __init__(self, api, name, x, seed=0, **arguments):
+    The variables are not the initial ones: none is 0 or 1, so that none can be forgotten unnoticed, and Linen's
+    initialisation, which compiles for a second, is not run.
+    """
+
+    def __init__(self, api, name, x, **arguments):
         self.api = api
         if api == "linen":
             self.module = getattr(fb.linen, name)(**arguments)
-            rngs = {"params": jax.random.key(seed), "dropout": jax.random.key(seed + 1)}
-            self.variables = self.module.init(rngs, x, deterministic=True)
+            shapes = jax.eval_shape(lambda: self.module.init(jax.random.key(0), x, deterministic=True))
         else:
-            self.module = getattr(fb.nnx, name)(**arguments, rngs=nnx.Rngs(params=seed, dropout=seed + 1))
-            state = {"params": nnx.state(self.module, nnx.Param), "batch_stats": nnx.state(self.module, nnx.BatchStat)}
-            self.variables = {name: nnx.to_pure_dict(part) for name, part in state.items() if part}
+            self.module = getattr(fb.nnx, name)(**arguments, rngs=nnx.Rngs(params=0, dropout=1))
+            shapes = variables_of(self.module)
+        self.variables = fill(shapes)
 
     @property
     def params(self):
@@ -30,12 +35,29 @@ class Model:
         variables = self.variables if params is None else {**self.variables, "params": params}
         if self.api == "linen":
             rngs = {"dropout": jax.random.key(key)}
-            apply = self.module.apply
-            if deterministic:
-                return apply(variables, x, deterministic=True, **inputs)
-            return apply(variables, x, deterministic=False, rngs=rngs, mutable=["batch_stats"], **inputs)[0]
+            inputs |= {"deterministic": deterministic, "rngs": rngs, "mutable": ["batch_stats"]}
+            return self.module.apply(variables, x, **inputs)[0]
         module = nnx.clone(self.module)
         for part in variables.values():
             nnx.update(module, part)
         nnx.reseed(module, policy="match_shape", dropout=key)
         return module(x, deterministic=deterministic, **inputs)
+
+
+def variables_of(module):
+    """The variables of an NNX module as those of a Linen module."""
+    parts = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+    state = {name: nnx.to_pure_dict(nnx.state(module, part)) for name, part in parts.items()}
+    return {name: tree for name, tree in state.items() if tree}
+
+
+def fill(shapes):
+    """Random values of these shapes; positive ones for variances."""
+    rng = np.random.default_rng(0)
+
+    def value(path, leaf):
+        values = 0.3 * rng.normal(size=leaf.shape)
+        values = 1 + np.abs(values) if path[-1].key == "var" else values
+        return jnp.asarray(values + (path[-1].key == "scale"), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(value, shapes)

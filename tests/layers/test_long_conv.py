@@ -12,7 +12,7 @@ from flax import nnx
 import flashbutterfly_jax as fb
 from flashbutterfly_jax.models.layer import _warn_once
 from tests.layers import transcription
-from tests.layers.modules import APIS, Model
+from tests.layers.modules import APIS, Model, variables_of
 from tests.tolerances import LAYER
 
 B, L, D, K, C = 2, 24, 3, 24, 2
@@ -210,7 +210,11 @@ def test_compiles_once(api):
 @pytest.mark.parametrize("api", APIS)
 def test_initial_values(api):
     """Standard deviations and ranges of the paper's code; sizes at which chance stays within 5 %."""
-    params = Model(api, "LongConv", np.ones((4, 64)), features=64, kernel_length=256, channels=2).params
+    arguments = {"features": 64, "kernel_length": 256, "channels": 2}
+    if api == "linen":
+        params = fb.linen.LongConv(**arguments).init(jax.random.key(0), np.ones((4, 64)))["params"]
+    else:
+        params = variables_of(fb.nnx.LongConv(**arguments, rngs=nnx.Rngs(0)))["params"]
     assert np.std(params["kernel"]) == pytest.approx(0.002, rel=0.05)
     assert np.std(params["skip"]) == pytest.approx(1, rel=0.15)
     for leaf in jax.tree.leaves(params["output"]):
