@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo bench test test-all lint clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -13,6 +13,9 @@ help:  ## list the targets
 
 demo: $(VENV)/demo.stamp  ## train a LongConv classifier on handwritten digits (L = 1024, minutes on two CPU cores)
 	$(BIN)/python -m experiments.digits.train
+
+bench: $(VENV)/demo.stamp  ## time the convolution on this machine's device, against rivals and physical limits
+	$(BIN)/python -m experiments.benchmarks.convolution
 
 test: lint  ## everything that CI runs, under 10 minutes on two CPU cores
 	$(BIN)/python -m pytest -n $(WORKERS)

@@ -33,6 +33,7 @@ def test_bytes_and_flop_by_hand():
     assert floors.compulsory_bytes(dataclasses.replace(BIG, gated=True)) == 4 * sequence + taps
     both = dataclasses.replace(BIG, direction="forward+backward")
     assert floors.compulsory_bytes(both) == 5 * sequence + 3 * taps
+    assert floors.compulsory_bytes(dataclasses.replace(both, gated=True)) == 11 * sequence + 3 * taps
     # Per point: 64 real-by-complex products each way, 4 FLOP each, and twice 64 complex ones, 8 FLOP each.
     assert floors.row_flop((64, 64)) == 4096 * (2 * 64 * 4 + 2 * 64 * 8)
     assert floors.plan_flop(both, (64, 64), circular=False) == 2.5 * 49152 * floors.row_flop((64, 64))
@@ -106,7 +107,7 @@ def test_implementations_agree_with_the_reference(name, protocol):
     assert max(errors.values()) < 1e-6  # measured 2.2e-7
 
 
-def test_a_wrong_result_is_marked_and_not_compared_with(monkeypatch):
+def test_a_wrong_result_is_marked_and_not_compared_with():
     case = dataclasses.replace(SMALL, direction="forward")
     bench = convolution.Bench(case, Effort(1, 1e-4, 0.0), case.batch, gpu=False)
     bench.expected = {"y": bench.expected["y"] * 2}
@@ -152,12 +153,15 @@ def test_speedups():
     assert speedups(rows[0], rows) == (4.0, 2.0, "torch_real")
 
 
-def test_large_batches_are_cut_and_scaled():
+def test_large_batches_are_cut_and_scaled(monkeypatch):
     settings = convolution.parse(["--batch", "64", "--features", "768"], gpu=True)
     assert [convolution.batch_that_fits(settings, n) for n in (8192, 16384, 65536)] == [64, 32, 8]
     case = dataclasses.replace(SMALL, direction="forward", gated=False)
+    monkeypatch.setattr(convolution, "seconds_per_call", lambda *_: np.array([0.001, 0.002, 0.003]))
     scaled = convolution.Bench(case, Effort(1, 1e-4, 0.0), 4 * case.batch, gpu=False).row("jnp_fft")
     assert (scaled.batch, scaled.scaled_rows) == (case.batch, 4 * case.batch * case.features)
+    assert scaled.ms == pytest.approx(8.0)
+    assert scaled.bytes_per_second == pytest.approx(floors.compulsory_bytes(case) / 0.002)
 
 
 def test_a_quick_run_prints_and_writes(tmp_path, capsys):
@@ -189,7 +193,9 @@ def test_a_record_survives_being_written(tmp_path):
 
 
 def test_table_prefers_the_latest_and_names_its_sources():
-    elsewhere = record(row("flashfftconv", 0.76, source="someone"), row("jnp_fft", 1.45, source="someone"))
+    elsewhere = record(
+        row("flashfftconv", 0.76, source="someone"), row("jnp_fft", 1.45, source="someone"), date="2026-11-27"
+    )
     old = record(row("mosaic_gpu", 0.3), row("jnp_fft", 1.5), date="2026-11-24")
     new = record(row("mosaic_gpu", 0.2, errors={"y": 4.8e-3}, temporary_per_u=0.05), date="2026-11-25")
     failed = record(row("mosaic_gpu", None, status="failed"), date="2026-11-26")
