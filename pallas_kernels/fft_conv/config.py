@@ -73,8 +73,8 @@ MAX_CHANNELS = 2
 # Of the configurations that compile without spills the fastest of 2 to 4 warpgroups on one H200 (jax 0.11.2, B = 64,
 # D = 768, bfloat16).
 CONFIGS: dict[Kernel, dict[int, Config]] = {
-    Kernel.FORWARD: {16: Config(16, 3), 32: Config(32, 3), 64: Config(64, 4)},
-    Kernel.FORWARD_GATED: {16: Config(16, 3, 1), 32: Config(32, 2, 1), 64: Config(64, 4, 1)},
+    Kernel.FORWARD: {16: Config(16, 4), 32: Config(32, 3), 64: Config(64, 4)},
+    Kernel.FORWARD_GATED: {16: Config(16, 3, 1), 32: Config(32, 3, 1), 64: Config(64, 4, 1)},
     Kernel.FORWARD_CHANNELS: {16: Config(16, 2), 32: Config(32, 2), 64: Config(64, 3, 1)},
     Kernel.FORWARD_CHANNELS_GATED: {16: Config(16, 2, 1), 32: Config(32, 2, 1), 64: Config(64, 2, 1)},
     Kernel.BACKWARD: {16: Config(16, 2, 1), 32: Config(32, 2, 1), 64: Config(64, 2, 1)},

@@ -30,7 +30,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.fft_conv.config import N1, Config
+from pallas_kernels.fft_conv.config import N1, TILE, Config
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, complex_planes, load, matrices, sums_of_products
 
 
@@ -76,6 +76,12 @@ class _Butterfly:
     twiddle: Any
     zero: Any
 
+    def _first_block(self, transposed: bool = False):
+        """Both parts of F1. A narrow row's product would spend itself in reading F1 again from shared memory."""
+        if self.f2.shape[-2] == TILE:
+            return tuple(plane.T if transposed else plane for plane in complex_planes(self.f1, self.zero))
+        return tuple(load(plane) for plane in complex_planes(self.f1, self.zero + 2 * transposed))
+
     def _right(self, tiles):
         """Z F2 for each z, as [Re z | Im z] times [[Re F2, Im F2], [-Im F2, Re F2]]."""
         n2 = self.f2.shape[-2]
@@ -85,7 +91,7 @@ class _Butterfly:
 
     def forward(self, rows, then):
         """The spectra of real rows in shared memory, a list of (64, n2); `then` runs once these are free again."""
-        planes = self.f1.at[self.zero], self.f1.at[self.zero + 1]
+        planes = self._first_block()
         sums = sums_of_products(*([(f1, row)] for row in rows for f1 in planes))
         then()
         twiddle = complex_planes(self.twiddle, self.zero)
@@ -99,7 +105,7 @@ class _Butterfly:
         for z, e in zip(tiles, scratch, strict=True):
             e[0], e[1] = _conj_times(z, twiddle, self.f1.dtype)
         plgpu.commit_smem()
-        re, im = self.f1.at[self.zero].T, self.f1.at[self.zero + 1].T
+        re, im = self._first_block(transposed=True)
         return sums_of_products(*([(re, e.at[0]), (im, e.at[1])] for e in scratch))
 
 
@@ -200,7 +206,7 @@ class _Block:
         @pl.when(self.group == 0)
         def _():
             for name, table in (("f1", f1), ("f2", f2), ("twiddle", twiddle)):
-                for plane in (0, 1):
+                for plane in range(self.scratch[name].shape[0]):
                     plgpu.copy_gmem_to_smem(table.at[plane], self.scratch[name].at[plane], self.barriers["tables"])
 
         plgpu.barrier_wait(self.barriers["tables"])
@@ -269,14 +275,15 @@ class _Block:
 def _scratch(config: Config, shapes: Shapes, rows: Sequence[str], channels: int, **more):
     """Shared memory and barriers: `rows` names the tiles that are copied in; `channels` spectra belong to an item."""
     n2, groups, dtype = config.n2, config.warpgroups, shapes.dtype
+    f1_planes = 2 if n2 == TILE else 4
     barriers = dict(
-        tables=plgpu.Barrier(num_arrivals=6),
+        tables=plgpu.Barrier(num_arrivals=f1_planes + 4),
         spectrum=plgpu.Barrier(num_arrivals=2 * channels, num_barriers=config.spectrum_slots),
         done=plgpu.Barrier(num_arrivals=groups),
         **{name: plgpu.Barrier(num_arrivals=config.rows, num_barriers=groups) for name in rows},
     )
     return dict(
-        f1=matrices((2, N1, N1), dtype, columns=n2),
+        f1=matrices((f1_planes, N1, N1), dtype, columns=n2),
         f2=matrices((2, n2, 2 * n2), dtype, columns=n2),
         twiddle=matrices((2, N1, n2), dtype, columns=CHUNK),
         spectrum=matrices((config.spectrum_slots, 2 * channels, N1, n2), dtype, columns=CHUNK),

@@ -43,7 +43,7 @@ def tap_spectrum(taps: jax.Array, config: Config, dtype, f1, f2, twiddle, shift)
     parts = taps if taps.shape[1] == 1 else jnp.concatenate([taps, -taps[:, 1:]], 1)
     halves = jnp.stack(split(parts, dtype), 2)
     halves = halves.reshape(halves.shape[0], -1, halves.shape[-1] // n2, n2)
-    tables = [jnp.concatenate(split(table, dtype)) for table in (f1, f2, twiddle)]
+    tables = [jnp.concatenate(split(table, dtype)) for table in (f1[:2], f2, twiddle)]
     return _kernel(config, halves.shape, dtype)(halves, *tables, shift)
 
 

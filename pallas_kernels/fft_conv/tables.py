@@ -33,7 +33,7 @@ def block_scale(config: Config) -> float:
 
 
 def dft_tables(config: Config, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """F1, `(re | im, k1, n1)`; F2, the halves of its real form, each `(n2, re | im k2)`; T, `(re | im, k1, n2)`."""
+    """F1 and its transpose, `(re | im | re | im, 64, 64)`; F2 in real form, `(2, n2, re | im k2)`; T, `(2, k1, n2)`."""
     k1, n2 = np.arange(N1)[:, None] + 0.25, np.arange(config.n2)
     f1 = np.exp(-2j * np.pi * (k1 * np.arange(N1) / N1 % 1)) * _scale(N1)
     f2 = np.exp(-2j * np.pi * (np.outer(n2, n2) % config.n2 / config.n2)) * _scale(config.n2)
@@ -43,7 +43,7 @@ def dft_tables(config: Config, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
         return jnp.asarray(np.stack([z.real, z.imag]), dtype)
 
     real_form = np.stack([np.concatenate([f2.real, f2.imag], 1), np.concatenate([-f2.imag, f2.real], 1)])
-    return planes(f1), jnp.asarray(real_form, dtype), planes(t)
+    return jnp.concatenate([planes(f1), planes(f1.T)]), jnp.asarray(real_form, dtype), planes(t)
 
 
 def twist(points: int) -> jax.Array:
