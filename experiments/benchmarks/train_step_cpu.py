@@ -5,8 +5,8 @@
 One step is the loss, its gradient and AdamW, compiled, with donated state; no dropout. By hand means plain `jnp`, one
 dictionary of parameters for each layer and a Python loop over them. Where PyTorch is installed the same model runs
 there too. All take the same parameters and must agree on the loss before they are timed. They run in turn, and a ratio
-is the median over the rounds, so that a busy machine disturbs all alike. Expected: at most 1 for the library by hand.
-It says nothing about a GPU.
+is the median over the rounds, so that a busy machine disturbs all alike. Expected: at most 1. On two shared
+cores it was 0.95 for the library and 0.79 with its layers unrolled, clock and CPU alike. It says nothing about a GPU.
 """
 
 import dataclasses
