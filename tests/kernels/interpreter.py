@@ -1,0 +1,98 @@
+"""Pallas' interpreter of GPU kernels, with the product whose left factor is in registers, which JAX 0.11 lacks.
+
+What it cannot see: that products are asynchronous, and whether a matrix was committed before one reads it.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import numpy as np
+from jax._src import callback
+from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, jaxpr_interpret, shared_memory
+from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
+from jax._src.state.types import AbstractRef
+
+TESTED_VERSIONS = ((0, 11),)  # of JAX: what is replaced here is private to it
+
+_Interpreter = jaxpr_interpret.JaxprInterpreter
+_product_from_shared_memory = _Interpreter._interpret_wgmma_ref_p
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Runs GPU kernels on the CPU and fails if they race; functions must be traced inside."""
+    assert jax.__version_info__[:2] in TESTED_VERSIONS, f"tests.kernels.interpreter does not know JAX {jax.__version__}"
+    with (
+        _with_products_from_registers(),
+        _without_optimisation(),
+        plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)),
+    ):
+        yield
+        jax.effects_barrier()
+    assert not get_races().races_found
+
+
+@contextlib.contextmanager
+def _with_products_from_registers() -> Iterator[None]:
+    _Interpreter._interpret_wgmma_ref_p = _product
+    try:
+        yield
+    finally:
+        _Interpreter._interpret_wgmma_ref_p = _product_from_shared_memory
+
+
+@contextlib.contextmanager
+def _without_optimisation() -> Iterator[None]:
+    """Most of the time goes into XLA's compiling a kernel's elementwise work for the CPU: 2.9 s like this, else 4.3."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def _product(interpreter, eqn, token, get_operands):
+    """acc += a b, where a may be a value instead of a reference."""
+    if isinstance(eqn.invars[1].aval, AbstractRef):
+        return _product_from_shared_memory(interpreter, eqn, token, get_operands)
+    acc, a, b, *indices = get_operands()
+    of_acc, of_b = (eqn.params[f"{name}_transforms_tree"] or jax.tree.structure(()) for name in ("acc", "b"))
+    acc_indices, b_indices = indices[: of_acc.num_leaves], indices[len(indices) - of_b.num_leaves :]
+    acc, acc_at = jaxpr_interpret.resolve_ref(eqn.invars[0].aval, acc, of_acc.unflatten(acc_indices))
+    b, b_at = jaxpr_interpret.resolve_ref(eqn.invars[2].aval, b, of_b.unflatten(b_indices))
+    run = functools.partial(_accumulate, source_info=eqn.source_info)
+    token = callback.io_callback(
+        run,
+        gpu_callbacks.TOKEN_SHAPE_DTYPE,
+        token=token,
+        mesh_location=interpreter.mesh_location,
+        thread=interpreter.thread,
+        acc=acc,
+        acc_at=acc_at,
+        a=a,
+        b=b,
+        b_at=b_at,
+    )
+    return token, []
+
+
+@gpu_callbacks.fail_on_exception
+def _accumulate(*, token, mesh_location, thread, acc, acc_at, a, b, b_at, source_info):
+    memory = gpu_callbacks._get_shared_memory()
+    info = shared_memory.GPULoggingInfo(mesh_location, thread, source_info)
+
+    def place(key, at):
+        key = gpu_callbacks.HostAllocationKey.from_array(key)
+        return key, memory.access(key, jax.tree.map(int, gpu_callbacks._remove_noop_transforms(at)))
+
+    def read(key, at):
+        return memory.get_buffer_content(*place(key, at), thread, logging_info=info)[0]
+
+    total = read(acc, acc_at)
+    total = total + np.matmul(np.asarray(a), read(b, b_at), dtype=total.dtype)
+    memory.store_buffer_content(*place(acc, acc_at), total, thread, logging_info=info)
+    return token
