@@ -9,7 +9,7 @@ from sklearn.model_selection import train_test_split
 
 SIDE = 32  # images are read row by row: L = SIDE * SIDE
 CLASSES = 10
-TEST_ROWS = 397  # of 1,797; the 1,400 others are for training
+TRAIN_ROWS, TEST_ROWS = 1397, 400
 
 
 class Split(NamedTuple):
@@ -33,6 +33,7 @@ def load() -> tuple[Split, Split]:
     train_pixels, test_pixels, train_labels, test_labels = train_test_split(
         images.reshape(-1, SIDE * SIDE, 1),
         digits.target.astype(np.int32),
+        train_size=TRAIN_ROWS,
         test_size=TEST_ROWS,
         stratify=digits.target,
         random_state=0,
@@ -54,8 +55,17 @@ def upsample(images: np.ndarray, side: int) -> np.ndarray:
     return weights @ images @ weights.T
 
 
-def batches(split: Split, batch_size: int, rng: np.random.Generator) -> Iterator[Split]:
-    """One shuffled pass in batches of one shape; the remainder of fewer rows than a batch is left for another pass."""
+def batches(split: Split, batch_size: int, shift: int, rng: np.random.Generator) -> Iterator[Split]:
+    """One shuffled pass over randomly shifted images in batches of one shape; a remainder is left for another pass."""
     order = rng.permutation(len(split.labels))
     for start in range(0, len(order) - batch_size + 1, batch_size):
-        yield split.take(order[start : start + batch_size])
+        pixels, labels = split.take(order[start : start + batch_size])
+        yield Split(shifted(pixels, rng.integers(-shift, shift + 1, (2, batch_size))), labels)
+
+
+def shifted(pixels: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Images (rows, 1024, 1) moved by steps (2, rows) down and to the right; borders that come in repeat the edge."""
+    images = pixels.reshape(-1, SIDE, SIDE)
+    down, right = np.clip(np.arange(SIDE) - steps[..., None], 0, SIDE - 1)
+    which = np.arange(len(images))[:, None, None]
+    return images[which, down[:, :, None], right[:, None, :]].reshape(pixels.shape)
