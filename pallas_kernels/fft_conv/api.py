@@ -9,7 +9,7 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
@@ -309,12 +309,21 @@ def _on_gpu(op, *operands, static=()):
     """Runs where it is lowered for CUDA, each shard on its device; or in the interpreter, which knows no shards."""
     if jax_config.pallas_tpu_interpret_mode_context_manager.value is not None:
         return op.fun(*operands, *static)
-    results = jax.eval_shape(lambda *x: op(*x, *static), *operands)
-    return jax.lax.platform_dependent(
-        *operands,
-        cuda=lambda *x: op(*x, *static),
-        default=lambda *x: jax.tree.map(lambda r: _needs_cuda_p.bind(*x, shape=r.shape, dtype=r.dtype), results),
-    )
+
+    def by_platform(*operands):
+        results = jax.eval_shape(lambda *x: op(*x, *static), *operands)
+        return jax.lax.platform_dependent(
+            *operands,
+            cuda=lambda *x: op(*x, *static),
+            default=lambda *x: jax.tree.map(lambda r: _needs_cuda_p.bind(*x, shape=r.shape, dtype=r.dtype), results),
+        )
+
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return by_platform(*operands)
+    # Pallas indexes no arrays whose sharding is part of their type.
+    b, d = _axes([jax.typeof(operands[0])])
+    result = P(b, None, d)
+    return jax.sharding.auto_axes(by_platform, out_sharding=(result, P(d)) if op is _backward_op else result)(*operands)
 
 
 _needs_cuda_p = Primitive("fft_conv_needs_cuda")
