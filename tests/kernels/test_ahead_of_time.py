@@ -1,0 +1,86 @@
+"""Every kernel that ships compiles for Hopper, and uses no more registers and memory than `resources.json` says."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from flashbutterfly_jax import long_conv
+from pallas_kernels.fft_conv.config import SHARED_MEMORY_BYTES
+from tests.kernels import ahead_of_time, resources
+from tests.kernels.programs import PROGRAMS, TYPICAL
+
+pytestmark = pytest.mark.slow
+
+needs_wheels = pytest.mark.skipif(
+    ahead_of_time.versions() is None, reason=f"needs the cuda-aot extra, {', '.join(ahead_of_time.WHEELS)}"
+)
+
+# Program -> bytes of the stack, bytes spilled to it and read back. What ought to be empty: the backward pass of 4096
+# steps needs more than the 255 registers a thread can have, and with four warpgroups a thread has but 128.
+SPILLS = {
+    "forward, gated, n2 = 64, float16, options on": (8, 16),
+    "backward, n2 = 64, bfloat16, options off": (64, 168),
+    "backward, n2 = 64, bfloat16, options on": (64, 160),
+    "backward, n2 = 64, float16, options off": (32, 80),
+    "backward, n2 = 64, float16, options on": (24, 68),
+}
+
+
+def test_the_table_has_every_program():
+    assert list(resources.table()) == [str(program) for program in PROGRAMS]
+
+
+def test_the_only_spills_in_the_table_are_the_known_ones():
+    spills = {
+        name: (figures["stack"], figures["spilled"])
+        for name, figures in resources.table().items()
+        if figures["stack"] or figures["spilled"]
+    }
+    assert spills == SPILLS
+
+
+@needs_wheels
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(program, marks=[] if program in TYPICAL else pytest.mark.slow, id=str(program))
+        for program in PROGRAMS
+    ],
+)
+def test_no_program_uses_more_than_the_table_says(program):
+    verdict = ahead_of_time.verdict(program)
+    assert not verdict.notes
+    known = resources.table()[str(program)]
+    same_compiler = resources.versions() == ahead_of_time.versions()
+    for figure in resources.FIGURES if same_compiler else ("stack", "spilled"):
+        assert getattr(verdict, figure) <= known[figure], figure
+    assert verdict.shared <= SHARED_MEMORY_BYTES
+
+
+@needs_wheels
+def test_a_sharded_gradient_sums_that_of_the_kernel_and_communicates_nothing_else():
+    """Compiled for four GPUs of one host, two for the batch and two for the features.
+
+    Where shardings are part of types, JAX 0.11 asks for a GPU to compile; lowering shows there that it partitions.
+    """
+    devices = np.array(ahead_of_time.devices(4)).reshape(2, 2)
+    mesh = Mesh(devices, ("batch", "feature"), axis_types=(AxisType.Auto,) * 2)
+    u_sharding, kernel_sharding = NamedSharding(mesh, P("batch", "feature")), NamedSharding(mesh, P("feature"))
+    u = jax.ShapeDtypeStruct((8, 4, 1024), jnp.bfloat16, sharding=u_sharding)
+    kernel = jax.ShapeDtypeStruct((4, 1024), jnp.float32, sharding=kernel_sharding)
+
+    def total(u, kernel):
+        return long_conv(u, kernel, implementation="mosaic_gpu").astype(jnp.float32).sum()
+
+    compiled = jax.jit(jax.grad(total, (0, 1))).lower(u, kernel).compile()
+    text = compiled.as_text()
+    assert text.count('custom_call_target="mosaic_gpu_v2"') == 2  # of the taps and of the gradient, on each device
+    operations = "all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
+    (shape,) = re.findall(rf"= (\S+) (?:{operations})(?:-start)?\(", text)
+    assert shape.startswith("f32[2,1,1,1024]")  # of a device's features
+    assert [spec.spec for spec in compiled.output_shardings] == [P("batch", "feature"), P("feature")]
