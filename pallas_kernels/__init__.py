@@ -1,5 +1,4 @@
-"""GPU kernels in Pallas for long convolutions.
+"""GPU kernels in Pallas for long convolutions, and the clock and the records of their measurements.
 
 A leaf package: it imports JAX and nothing of `flashbutterfly_jax`, and importing it touches no device.
-It holds no kernel yet.
 """

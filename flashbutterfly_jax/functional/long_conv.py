@@ -25,8 +25,8 @@ _BACKENDS: dict[Implementation, str] = {
 _CUDA_ONLY: frozenset[Implementation] = frozenset({"mosaic_gpu"})
 
 # Lengths that None gives to the fused kernel on Hopper: its shortest transform has 1024 points, with which it is no
-# faster than FFTs of 128 steps, and its longest 4096.
-_FUSED_LENGTHS = range(256, 4097)
+# faster than FFTs of 128 steps; it ends at 16,384 steps.
+_FUSED_LENGTHS = range(256, 16385)
 
 
 @checked_by_hand

@@ -1,5 +1,6 @@
 """`fft_conv`: checks, padding, choice of configuration, derivatives and sharding around the kernels."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,9 +14,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from pallas_kernels.fft_conv import kernel_sm90, spectrum_sm90
+from pallas_kernels.fft_conv import blocked_sm90, kernel_sm90, spectrum_sm90
 from pallas_kernels.fft_conv.config import (
-    CONFIGS,
     LONGEST,
     MAX_CHANNELS,
     N1,
@@ -24,8 +24,9 @@ from pallas_kernels.fft_conv.config import (
     forward_kernel,
     second_factor,
 )
-from pallas_kernels.fft_conv.reference import backward_reference
+from pallas_kernels.fft_conv.reference import backward_reference, forward_reference
 from pallas_kernels.fft_conv.tables import dft_tables, tap_cotangent
+from pallas_kernels.fft_conv.tuned import configuration
 
 # The kernels shift their loop counter right by this, to a zero that the compiler takes for a variable.
 _SHIFT = 31
@@ -49,6 +50,7 @@ def fft_conv(
 
     Transforms have 1024, 2048 or 4096 points and the kernels pad on chip; they read sequences of a multiple of 128, 256
     or 512 steps as they lie. Others are copied once to the next such length, and the result is cut from a longer one.
+    Longer sequences, up to 16,384 steps, are blocks of 4096 steps whose spectra meet on chip (`blocked_sm90`).
 
     Derivatives save the arguments alone and recompute all spectra; second derivatives go through `jnp.fft`. Under a
     sharded jit each device works on its own rows and features.
@@ -78,7 +80,7 @@ def fft_conv(
     results = []
     for first in range(0, channels, MAX_CHANNELS):
         group = slice(first, first + MAX_CHANNELS)
-        placed = _place(taps[group], None if reverse_taps is None else reverse_taps[group], Config(n2).points)
+        placed = _place(taps[group], None if reverse_taps is None else reverse_taps[group], N1 * n2, length)
         gate = post_gate if post_gate is None or post_gate.shape[1] == 1 else post_gate[:, group]
         results.append(_conv(rows(u), rows(pre_gate), rows(gate), placed))
     y = jnp.concatenate(results, 1) if len(results) > 1 else results[0]
@@ -101,24 +103,34 @@ def _rows(x, *, n2, dtype):
     return padded.reshape(*x.shape[:-1], -1, n2)
 
 
-def _place(taps, reverse_taps, points):
-    """`(D, C, parts, K)` in float32: taps at their lags and, if there are any, the reverse tap of lag -m at n - m."""
-    parts = [taps.astype(jnp.float32)]
+def _place(taps, reverse_taps, points, length):
+    """`(D, C, blocks, points)` in float32: the lags from 0, or from -length where there are reverse taps, by blocks.
+
+    A single block is left as short as the taps are.
+    """
+    blocks = -(-length // points)
+    lags = taps.astype(jnp.float32)
+    if blocks > 1 or reverse_taps is not None:
+        lags = jnp.pad(lags, [(0, 0), (0, 0), (0, blocks * points - lags.shape[-1])])
     if reverse_taps is not None:
-        before = points - reverse_taps.shape[-1]
-        parts = [jnp.pad(parts[0], [(0, 0), (0, 0), (0, points - taps.shape[-1])])]
-        parts += [jnp.pad(jnp.flip(reverse_taps.astype(jnp.float32), -1), [(0, 0), (0, 0), (before, 0)])]
-    return jnp.stack(parts, 2).swapaxes(0, 1)
+        ahead = jnp.flip(reverse_taps.astype(jnp.float32), -1)
+        ahead = jnp.pad(ahead, [(0, 0), (0, 0), (blocks * points - ahead.shape[-1], 0)])
+        lags = jnp.concatenate([ahead, lags], -1)
+    lags = lags.reshape(*lags.shape[:2], -1, min(points, lags.shape[-1]))
+    return lags.swapaxes(0, 1)
+
+
+def _blocks(u, taps):
+    """How many blocks of n steps u has, and whether taps reach ahead: there are twice as many blocks of them then."""
+    blocks = -(-u.shape[-2] // N1)
+    return blocks, taps.shape[2] > blocks
 
 
 @jax.custom_vjp
 def _conv(u, pre_gate, post_gate, taps):
     """The convolution in the kernels' shapes: u `(B, D, rows, n2)`, result `(B, C, D, rows, n2)`."""
-    gates = pre_gate is not None, post_gate is not None
-    # custom_partitioning knows no optional operands: u stands in for an absent gate, and the kernel does not read it.
-    pre_gate = pre_gate if gates[0] else u
-    post_gate = post_gate if gates[1] else u[:, None]
-    return _forward(gates)(u, pre_gate, post_gate, taps)
+    gates, *sequences = _sequences(u, pre_gate, post_gate)
+    return _forward(gates)(*sequences, taps)
 
 
 def _conv_fwd(u, pre_gate, post_gate, taps):
@@ -127,85 +139,188 @@ def _conv_fwd(u, pre_gate, post_gate, taps):
 
 def _conv_bwd(saved, g):
     u, pre_gate, post_gate, taps = saved
-    gated = u if pre_gate is None else _product(u, pre_gate)
-    d_post = None
-    if post_gate is not None:
-        d_post = _product(g, _conv(gated, None, None, taps), jnp.float32)
-        d_post = d_post.sum(1, keepdims=True) if post_gate.shape[1] == 1 else d_post
-        g = _product(g, post_gate)
-    d_gated, d_taps = _conv_cotangents(gated, g, taps)
-    d_gated = d_gated[:, 0] if d_gated.shape[1] == 1 else d_gated.astype(jnp.float32).sum(1)
-    d_u = d_gated if pre_gate is None else _product(d_gated, pre_gate)
-    d_pre = None if pre_gate is None else _product(d_gated, u)
+    *shares, d_taps = _conv_cotangents(u, pre_gate, post_gate, g, taps)
 
-    def like(x, y):
-        return None if x is None else x.astype(y.dtype)
+    def total(shares, x):
+        if x is None:
+            return None
+        one = shares.shape[1] == 1 or shares.shape == x.shape
+        whole = shares if one else shares.astype(jnp.float32).sum(1, keepdims=True).astype(x.dtype)
+        return whole if whole.ndim == x.ndim else whole[:, 0]
 
-    return like(d_u, u), like(d_pre, pre_gate), like(d_post, post_gate), d_taps
+    return *map(total, shares, (u, pre_gate, post_gate)), d_taps
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
-def _product(x, y, dtype=None):
-    return (x.astype(jnp.float32) * y.astype(jnp.float32)).astype(dtype or x.dtype)
+def _sequences(u, pre_gate, post_gate):
+    """Which of the gates there are, and u and both gates.
+
+    custom_partitioning knows no optional operands: u stands in for an absent gate, and no kernel reads it.
+    """
+    gates = pre_gate is not None, post_gate is not None
+    return gates, u, pre_gate if gates[0] else u, post_gate if gates[1] else u[:, None]
 
 
 @jax.custom_vjp
-def _conv_cotangents(u, g, taps):
-    """Cotangents of u for each channel, `(B, C, D, rows, n2)`, and of the taps, of an ungated convolution."""
-    return _backward(u, g, taps)
+def _conv_cotangents(u, pre_gate, post_gate, g, taps):
+    """Cotangents of u and of the gates, of each a share for each channel `(B, C, D, rows, n2)`; and of the taps."""
+    gates, *sequences = _sequences(u, pre_gate, post_gate)
+    d_u, *d_gates, d_taps = _backward(gates)(*sequences, g, taps)
+    d_pre, d_post = (d_gates.pop(0) if gate else None for gate in gates)
+    return d_u, d_pre, d_post, d_taps
 
 
-def _conv_cotangents_fwd(u, g, taps):
-    return _conv_cotangents(u, g, taps), (u, g, taps)
+def _conv_cotangents_fwd(*arguments):
+    return _conv_cotangents(*arguments), arguments
 
 
 def _conv_cotangents_bwd(saved, cotangents):
-    u, g, taps = saved
+    def product(x, gate):
+        return x if gate is None else x.astype(jnp.float32) * gate.astype(jnp.float32)
 
-    def flat(x):
-        return x.reshape(*x.shape[:-2], -1)
+    def cotangents_of(u, pre_gate, post_gate, g, taps):
+        def flat(x):
+            return x.reshape(*x.shape[:-2], -1)
 
-    def cotangents_of(u, g, taps):
-        d_u, d_taps = backward_reference(Config(u.shape[-1]), flat(u), flat(g), taps)
-        return d_u.reshape(g.shape).astype(g.dtype), d_taps
+        def share(x):
+            return None if x is None else x.reshape(g.shape).astype(g.dtype)
 
-    return jax.vjp(cotangents_of, u, g, taps)[1](cotangents)
+        x, h = flat(product(u, pre_gate)), flat(product(g, post_gate))
+        dx, d_taps = backward_reference(x, h, taps)
+        dx = dx.reshape(g.shape)
+        d_u = product(dx, None if pre_gate is None else pre_gate[:, None])
+        d_pre = None if pre_gate is None else product(dx, u[:, None])
+        d_post = None if post_gate is None else product(forward_reference(x, taps).reshape(g.shape), g)
+        return share(d_u), share(d_pre), share(d_post), d_taps
+
+    return jax.vjp(cotangents_of, *saved)[1](cotangents)
 
 
 _conv_cotangents.defvjp(_conv_cotangents_fwd, _conv_cotangents_bwd)
 
 
 def _run_forward(u, pre_gate, post_gate, taps, f1, f2, twiddle, shift, gates: tuple[bool, bool]):
+    if _blocks(u, taps)[0] > 1:
+        return _run_blocked_forward(gates, u, pre_gate, post_gate, taps, f1, f2, twiddle, shift)
     pre, post = gates
     batch, features, length, n2 = u.shape
     channels = taps.shape[1]
-    config = CONFIGS[forward_kernel(channels, pre or post)][n2]
+    config = configuration(forward_kernel(channels, pre or post), n2, u.dtype)
     shapes = kernel_sm90.Shapes(
         batch, channels, features, length, u.dtype, pre_gate=pre, post_gates=post_gate.shape[1] if post else 0
     )
     tables = f1, f2, twiddle
-    spectrum = _spectrum(taps, config, u.dtype, *tables, shift).reshape(features, -1, N1, n2)
+    spectrum = _spectra(u, taps, config, *tables, shift).reshape(features, -1, N1, n2)
     kernel = kernel_sm90.forward(config, shapes)
     return kernel(u, pre_gate, post_gate, spectrum, *(table.astype(u.dtype) for table in tables), shift)
 
 
-def _run_backward(u, g, taps, f1, f2, twiddle, shift):
+def _run_backward(u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift, gates: tuple[bool, bool]):
+    if _blocks(u, taps)[0] > 1:
+        return _run_blocked_backward(gates, u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift)
+    pre, post = gates
     batch, features, length, n2 = u.shape
     channels = taps.shape[1]
-    config = CONFIGS[Kernel.BACKWARD][n2]
+    config = configuration(Kernel.BACKWARD_GATED if pre or post else Kernel.BACKWARD, n2, u.dtype)
+    shapes = kernel_sm90.Shapes(
+        batch, channels, features, length, u.dtype, pre_gate=pre, post_gates=post_gate.shape[1] if post else 0
+    )
     tables = f1, f2, twiddle
-    spectrum = _spectrum(taps, config, u.dtype, *tables, shift)
-    kernel = kernel_sm90.backward(config, kernel_sm90.Shapes(batch, channels, features, length, u.dtype))
-    d_u, d_spectrum = kernel(u, g, spectrum, *(table.astype(u.dtype) for table in tables), shift)
-    d_spectrum = d_spectrum.sum(0).reshape(spectrum.shape)
-    return d_u, tap_cotangent(d_spectrum, taps.reshape(-1, *taps.shape[2:]), config).reshape(taps.shape)
+    spectrum = _spectra(u, taps, config, *tables, shift).reshape(-1, 2, N1, n2)
+    kernel = kernel_sm90.backward(config, shapes)
+    operands = u, pre_gate, post_gate, g, spectrum, *(table.astype(u.dtype) for table in tables), shift
+    *shares, d_spectrum = kernel(*operands)
+    return *shares, _taps_cotangent(u, taps, config, d_spectrum)
 
 
-def _spectrum(taps, config, dtype, *tables):
-    """`(D C, 2, 64, n2)`."""
-    return spectrum_sm90.tap_spectrum(taps.reshape(-1, *taps.shape[2:]), config, dtype, *tables)
+def _spectra(u, taps, config, *tables):
+    """`(D, C, lags, 2, 64, n2)` in the dtype of u."""
+    _, ahead = _blocks(u, taps)
+    flat = taps.reshape(-1, *taps.shape[2:])
+    spectra = spectrum_sm90.tap_spectra(flat, config, u.dtype, *tables, before=ahead)
+    return spectra.reshape(*taps.shape[:2], *spectra.shape[1:])
+
+
+def _taps_cotangent(u, taps, config, d_spectra):
+    """From that of the spectra, in parts: `(parts, D ..., 64, n2)`."""
+    _, ahead = _blocks(u, taps)
+    flat = taps.reshape(-1, *taps.shape[2:])
+    d_spectra = d_spectra.sum(0).reshape(flat.shape[0], -1, 2, N1, config.n2)
+    return tap_cotangent(d_spectra, flat, config, before=ahead).reshape(taps.shape)
+
+
+def _run_blocked_forward(gates, u, pre_gate, post_gate, taps, *tables):
+    """`_run_forward` for sequences of several blocks."""
+    spectra = _spectra(u, taps, Config(u.shape[-1]), *tables)
+    return _blocked(*_with_channels(gates, u, pre_gate, post_gate), spectra, _lags(u, taps), *tables)
+
+
+def _run_blocked_backward(gates, u, pre_gate, post_gate, g, taps, *tables):
+    """`_run_backward` likewise.
+
+    The cotangent of u is a convolution too, with the conjugate spectra at the opposite lags.
+    """
+    config, lags = Config(u.shape[-1]), _lags(u, taps)
+    spectra = _spectra(u, taps, config, *tables)
+    x, pre_gate, post_gate = _with_channels(gates, u, pre_gate, post_gate)
+    backwards = jnp.flip(spectra, 2)
+    adjoint = jnp.stack([backwards[..., 0, :, :], -backwards[..., 1, :, :]], -3)
+    d_x = _blocked(g, post_gate, None, adjoint, (-lags[1], -lags[0]), *tables)
+    shares = [d_x if pre_gate is None else _product(d_x, pre_gate)]
+    if pre_gate is not None:
+        shares.append(_product(d_x, x))
+    if post_gate is not None:
+        shares.append(_blocked(x, pre_gate, g, spectra, lags, *tables))
+    kernel = blocked_sm90.taps_gradient(_blocked_shapes(x, pre_gate, post_gate, spectra, lags))
+    d_spectra = kernel(x, g, *_present(x, pre_gate, post_gate), *_in_dtype(x.dtype, *tables))
+    return *shares, _taps_cotangent(u, taps, config, d_spectra)
+
+
+def _with_channels(gates, u, pre_gate, post_gate):
+    """What there is of u and the gates, each `(B, 1 or C, D, rows, 64)`."""
+    return u[:, None], pre_gate[:, None] if gates[0] else None, post_gate if gates[1] else None
+
+
+def _present(u, pre_gate, post_gate):
+    """The gates, with u in the place of an absent one."""
+    return u if pre_gate is None else pre_gate, u if post_gate is None else post_gate
+
+
+def _product(x, gate):
+    return (x.astype(jnp.float32) * gate.astype(jnp.float32)).astype(x.dtype)
+
+
+def _lags(u, taps):
+    """First and last lag of the blocks."""
+    blocks, ahead = _blocks(u, taps)
+    return (1 - blocks if ahead else 0), blocks - 1
+
+
+def _blocked_shapes(u, pre_gate, post_gate, spectra, lags):
+    batch, sequences, features, length, _ = u.shape
+    gates = (0 if gate is None else gate.shape[1] for gate in (pre_gate, post_gate))
+    return blocked_sm90.Shapes(batch, spectra.shape[1], features, length, lags, u.dtype, sequences, *gates)
+
+
+def _blocked(u, pre_gate, post_gate, spectra, lags, *tables):
+    """The convolution by blocks; u and the gates are `(B, 1 or C, D, rows, 64)`. The fewest launches, summed."""
+    shapes = _blocked_shapes(u, pre_gate, post_gate, spectra, lags)
+    results = []
+    for first in range(lags[0], lags[1] + 1, shapes.most_lags):
+        some = first, min(first + shapes.most_lags - 1, lags[1])
+        kernel = blocked_sm90.forward(dataclasses.replace(shapes, lags=some))
+        these = spectra[:, :, some[0] - lags[0] : some[1] - lags[0] + 1]
+        results.append(kernel(u, *_present(u, pre_gate, post_gate), these, *_in_dtype(u.dtype, *tables)))
+    if len(results) == 1:
+        return results[0]
+    return sum(result.astype(jnp.float32) for result in results).astype(u.dtype)
+
+
+def _in_dtype(dtype, f1, f2, twiddle, shift):
+    """The tables as the kernels by blocks take them, which transpose F1 as they read it."""
+    return f1[:2].astype(dtype), f2.astype(dtype), twiddle.astype(dtype), shift
 
 
 def _tables(u):
@@ -229,15 +344,21 @@ def _forward(gates: tuple[bool, bool]):
     return forward
 
 
-@custom_vmap
-def _backward(u, g, taps):
-    return _on_gpu(_backward_op, u, g, taps, *_tables(u))
+@functools.cache
+def _backward(gates: tuple[bool, bool]):
+    """The backward kernel likewise: cotangents of u, of the gates that there are and of the taps."""
 
+    @custom_vmap
+    def backward(u, pre_gate, post_gate, g, taps):
+        return _on_gpu(_backward_op, u, pre_gate, post_gate, g, taps, *_tables(u), static=(gates,))
 
-@_backward.def_vmap
-def _(size, batched, *operands):
-    d_u, d_taps = _backward(*_more_features(size, batched, operands, features=(1, 2, 0)))
-    return (_fewer_features(size, d_u, 2), _fewer_features(size, d_taps, 0)), (True, True)
+    @backward.def_vmap
+    def _(size, batched, *operands):
+        *shares, d_taps = backward(*_more_features(size, batched, operands, features=(1, 1, 2, 2, 0)))
+        results = *(_fewer_features(size, x, 2) for x in shares), _fewer_features(size, d_taps, 0)
+        return results, (True,) * len(results)
+
+    return backward
 
 
 def _more_features(size, batched, operands, features):
@@ -252,7 +373,7 @@ def _fewer_features(size, x, axis):
 
 
 _forward_op = custom_partitioning(_run_forward, static_argnums=(8,))
-_backward_op = custom_partitioning(_run_backward)
+_backward_op = custom_partitioning(_run_backward, static_argnums=(9,))
 
 
 _TABLES = (P(), P(), P(), P())
@@ -279,18 +400,29 @@ def _partition_forward(gates, mesh, arguments, result):
     )
 
 
-def _partition_backward(mesh, arguments, results):
+def _partition_backward(gates, mesh, arguments, results):
     b, d = _axes(arguments)
 
     def place(spec):
         return NamedSharding(mesh, spec)
 
     def run(*operands):
-        d_u, d_taps = _run_backward(*operands)
-        return d_u, jax.lax.psum(d_taps, b) if b else d_taps
+        *shares, d_taps = functools.partial(_run_backward, gates=gates)(*operands)
+        return *shares, jax.lax.psum(d_taps, b) if b else d_taps
 
-    shardings = [P(b, d), P(b, None, d), P(d), *_TABLES]
-    return mesh, run, (place(P(b, None, d)), place(P(d))), tuple(place(spec) for spec in shardings)
+    shardings = [P(b, d), P(b, d), P(b, None, d), P(b, None, d), P(d), *_TABLES]
+    return mesh, run, tuple(map(place, _backward_specs(gates, b, d))), tuple(place(spec) for spec in shardings)
+
+
+def _backward_specs(gates, b, d):
+    """Of the results."""
+    return (P(b, None, d),) * (1 + sum(gates)) + (P(d),)
+
+
+def _backward_rule(gates, mesh, operands, results):
+    shares = "b c d l n, " * (1 + sum(gates))
+    rule = f"b d l n, b d l n, b p d l n, b c d l n, d k i j, r s t, v w x, y z e, f -> {shares}d k i j"
+    return rule, {"need_replication_factors": tuple("lnpckijrstvwxyzef")}
 
 
 _forward_op.def_partition(
@@ -298,14 +430,10 @@ _forward_op.def_partition(
     sharding_rule="b d l n, b d l n, b p d l n, d k i j, r s t, v w x, y z e, f -> b c d l n",
     need_replication_factors=tuple("lnpkijrstvwxyzefc"),
 )
-_backward_op.def_partition(
-    _partition_backward,
-    sharding_rule="b d l n, b c d l n, d k i j, r s t, v w x, y z e, f -> b c d l n, d k i j",
-    need_replication_factors=tuple("lnckijrstvwxyzef"),
-)
+_backward_op.def_partition(_partition_backward, sharding_rule=_backward_rule)
 
 
-def _on_gpu(op, *operands, static=()):
+def _on_gpu(op, *operands, static: tuple = ()):
     """Runs where it is lowered for CUDA, each shard on its device; or in the interpreter, which knows no shards."""
     if jax_config.pallas_tpu_interpret_mode_context_manager.value is not None:
         return op.fun(*operands, *static)
@@ -322,8 +450,8 @@ def _on_gpu(op, *operands, static=()):
         return by_platform(*operands)
     # Pallas indexes no arrays whose sharding is part of their type.
     b, d = _axes([jax.typeof(operands[0])])
-    result = P(b, None, d)
-    return jax.sharding.auto_axes(by_platform, out_sharding=(result, P(d)) if op is _backward_op else result)(*operands)
+    out_sharding = _backward_specs(static[0], b, d) if op is _backward_op else P(b, None, d)
+    return jax.sharding.auto_axes(by_platform, out_sharding=out_sharding)(*operands)
 
 
 _needs_cuda_p = Primitive("fft_conv_needs_cuda")

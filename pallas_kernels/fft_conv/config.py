@@ -1,4 +1,4 @@
-"""Which kernel runs: the factors of the transform, how many rows share a tile, how many warpgroups share a block."""
+"""What there is to choose: kernels, factors of the transform, warpgroups that share a block; `tuned` chooses."""
 
 import dataclasses
 import enum
@@ -53,8 +53,14 @@ class Config:
         return TILE // self.n2
 
 
-LONGEST = N1 * 64
-"""The longest sequence that one tile holds."""
+BLOCK = N1 * TILE
+"""The longest sequence that one tile holds, and the steps of a block of a longer one."""
+
+MAX_BLOCKS = 4
+"""Blocks of the longest sequence: as many spectra fit beside the tables and a share of those of the taps."""
+
+LONGEST = MAX_BLOCKS * BLOCK
+"""The longest sequence."""
 
 
 class Kernel(enum.Enum):
@@ -65,25 +71,16 @@ class Kernel(enum.Enum):
     FORWARD_CHANNELS = "forward, two channels"
     FORWARD_CHANNELS_GATED = "forward, two channels, gated"
     BACKWARD = "backward"
+    BACKWARD_GATED = "backward, gated"
 
 
 MAX_CHANNELS = 2
 """Channels whose spectra fit beside a tile: that many share one transform of u."""
 
-# Of the configurations that compile without spills the fastest of 2 to 4 warpgroups on one H200 (jax 0.11.2, B = 64,
-# D = 768, bfloat16).
-CONFIGS: dict[Kernel, dict[int, Config]] = {
-    Kernel.FORWARD: {16: Config(16, 4), 32: Config(32, 3), 64: Config(64, 4)},
-    Kernel.FORWARD_GATED: {16: Config(16, 3, 1), 32: Config(32, 3, 1), 64: Config(64, 4, 1)},
-    Kernel.FORWARD_CHANNELS: {16: Config(16, 2), 32: Config(32, 2), 64: Config(64, 3, 1)},
-    Kernel.FORWARD_CHANNELS_GATED: {16: Config(16, 2, 1), 32: Config(32, 2, 1), 64: Config(64, 2, 1)},
-    Kernel.BACKWARD: {16: Config(16, 2, 1), 32: Config(32, 2, 1), 64: Config(64, 2, 1)},
-}
-
 
 def second_factor(length: int) -> int:
-    """n2 of the shortest transform that holds a sequence."""
-    return next(n2 for n2 in (16, 32, 64) if length <= N1 * n2)
+    """n2 of the shortest transform that holds a sequence, or a block of a longer one."""
+    return next((n2 for n2 in (16, 32) if length <= N1 * n2), TILE)
 
 
 def forward_kernel(channels: int, gated: bool) -> Kernel:

@@ -21,6 +21,7 @@ tables stay.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,11 +86,11 @@ class _Butterfly:
     def _right(self, tiles):
         """Z F2 for each z, as [Re z | Im z] times [[Re F2, Im F2], [-Im F2, Re F2]]."""
         n2 = self.f2.shape[-2]
-        top, bottom = self.f2.at[self.zero], self.f2.at[self.zero + 1]
+        top, bottom = complex_planes(self.f2, self.zero)
         sums = sums_of_products(*([(re, top), (im, bottom)] for re, im in tiles))
         return [(both[:, :n2], both[:, n2:]) for both in sums]
 
-    def forward(self, rows, then):
+    def forward(self, rows, then: Callable[[], None] = lambda: None):
         """The spectra of real rows in shared memory, a list of (64, n2); `then` runs once these are free again."""
         planes = self._first_block()
         sums = sums_of_products(*([(f1, row)] for row in rows for f1 in planes))
@@ -107,6 +108,15 @@ class _Butterfly:
         plgpu.commit_smem()
         re, im = self._first_block(transposed=True)
         return sums_of_products(*([(re, e.at[0]), (im, e.at[1])] for e in scratch))
+
+
+def _zeros(step, shift_by):
+    """A function that returns zero, at every call another one as far as the compiler can tell.
+
+    A tile's work that reads a table several times would otherwise keep its addresses in registers all the while.
+    """
+    calls = itertools.count()
+    return lambda: lax.shift_right_logical(step + next(calls), shift_by)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +198,7 @@ class _Block:
 
     schedule: _Schedule
     shapes: Shapes
+    rows: Sequence[str]
     scratch: dict[str, Any]
 
     @property
@@ -226,11 +237,14 @@ class _Block:
             plgpu.copy_gmem_to_smem(
                 source.at[index(jnp.minimum(row + r, self.shapes.batch - 1))],
                 self.scratch[name].at[self.group, r, pl.ds(0, self.shapes.length)],
-                self.barriers[name].at[self.group],
+                self._barrier(name),
             )
 
+    def _barrier(self, name: str):
+        return self.barriers["rows"].at[self.rows.index(name) * self.config.warpgroups + self.group]
+
     def await_rows(self, name: str):
-        plgpu.barrier_wait(self.barriers[name].at[self.group])
+        plgpu.barrier_wait(self._barrier(name))
 
     def tile(self, name: str, mine):
         """The rows of this warpgroup's tile in shared memory."""
@@ -276,12 +290,12 @@ def _scratch(config: Config, shapes: Shapes, rows: Sequence[str], channels: int,
     """Shared memory and barriers: `rows` names the tiles that are copied in; `channels` spectra belong to an item."""
     n2, groups, dtype = config.n2, config.warpgroups, shapes.dtype
     f1_planes = 2 if n2 == TILE else 4
-    barriers = dict(
-        tables=plgpu.Barrier(num_arrivals=f1_planes + 4),
-        spectrum=plgpu.Barrier(num_arrivals=2 * channels, num_barriers=config.spectrum_slots),
-        done=plgpu.Barrier(num_arrivals=groups),
-        **{name: plgpu.Barrier(num_arrivals=config.rows, num_barriers=groups) for name in rows},
-    )
+    barriers = {
+        "tables": plgpu.Barrier(num_arrivals=f1_planes + 4),
+        "spectrum": plgpu.Barrier(num_arrivals=2 * channels, num_barriers=config.spectrum_slots),
+        "done": plgpu.Barrier(num_arrivals=groups),
+        "rows": plgpu.Barrier(num_arrivals=config.rows, num_barriers=len(rows) * groups),
+    }
     return dict(
         f1=matrices((f1_planes, N1, N1), dtype, columns=n2),
         f2=matrices((2, n2, 2 * n2), dtype, columns=n2),
@@ -313,12 +327,12 @@ def forward(config: Config, shapes: Shapes):
     """
     channels, dtype = shapes.channels, shapes.dtype
     schedule = _Schedule(config, shapes.batch, shapes.features)
-    gated = shapes.pre_gate or shapes.post_gates > 0
+    names = ["u", *["gate"] * (shapes.pre_gate or shapes.post_gates > 0)]
 
     def fft_conv_forward(u, pre_gate, post_gate, spectrum, f1, f2, twiddle, shift, out, scratch):
-        block = _Block(schedule, shapes, scratch)
+        block = _Block(schedule, shapes, names, scratch)
         shift_by = shift[0]
-        block.clear("u", *["gate"] * gated)
+        block.clear(*names)
 
         def fetch_rows(step, source, name):
             item, row, work = schedule.at(step)
@@ -377,6 +391,8 @@ def forward(config: Config, shapes: Shapes):
                         block.store([e.at[0] for e in staging], lambda b: out.at[b, channel, feature], row)
 
                     if channels == 1:
+                        if "gate" in names:  # its address takes registers too: those of the tables are not kept
+                            butterfly = dataclasses.replace(butterfly, zero=lax.shift_right_logical(step + 1, shift_by))
                         convolve(0, spectra, butterfly, mine)
                         fetch_pre_gate(step + 1)
                         return
@@ -401,17 +417,14 @@ def forward(config: Config, shapes: Shapes):
 
     complex_tiles = (config.warpgroups, config.rows, 2, N1, config.n2)
     more = {"spectra": matrices(complex_tiles, dtype, columns=CHUNK)} if channels > 1 else {}
-    scratch = _scratch(config, shapes, ["u", *["gate"] * gated], channels, **more)
+    scratch = _scratch(config, shapes, names, channels, **more)
     out = jax.ShapeDtypeStruct((shapes.batch, channels, shapes.features, shapes.length, config.n2), dtype)
     return _launch(fft_conv_forward, schedule, scratch, out)
 
 
-def _correlate(counts, a, b, c, d, re, im):
-    """(re, im) + conj(a + ib) (c + id), unless told that the row does not count."""
+def _correlate(a, b, c, d, re, im):
+    """(re, im) + conj(a + ib) (c + id)."""
     a, b = _float(a, b)
-    if counts is not None:
-        weight = jnp.where(counts, 1.0, 0.0)
-        a, b = a * weight, b * weight
     return re + a * c + b * d, im + a * d - b * c
 
 
@@ -422,42 +435,54 @@ def _conj_correlate(dtype, a, b, c, d):
 
 
 def backward(config: Config, shapes: Shapes):
-    """The kernel (u, g, spectrum, f1, f2, twiddle, [31]) -> (du, ds): cotangents of an ungated convolution's arguments.
+    """The kernel (u, pre gate or None, post gate or None, g, spectrum, f1, f2, twiddle, [31]) -> (du, ..., ds).
 
-    g, the result's cotangent, is `(B, C, D, length, n2)`; du is so too, each channel's share of u's cotangent; ds is
-    `(parts, D, 2 C, 64, n2)` in float32, to be summed over the parts that the warpgroups kept, each in its registers:
+    It gives the cotangents of y = post (K * (pre u)) for that of y, g, `(B, C, D, length, n2)`. With x = pre u,
+    h = post g and their spectra X and H, recomputed so that nothing but the arguments need be kept for it,
 
-        ds = sum_b conj(U) G,   du = Re F^-1(conj(K) G)
+        dx = Re F^-1(conj(K) H),   du = pre dx,   dpre = u dx,   dpost = g Re F^-1(K X),   ds = sum_b conj(X) H
 
-    with the spectra U and G of u and g recomputed, so that nothing but its arguments need be kept for it. An item is a
-    feature and a channel.
+    in that order; the cotangent of a gate that is not there is left out. All but ds have the shape of g, each channel's
+    share; ds is `(parts, D, 2 C, 64, n2)` in float32, to be summed over the parts that the warpgroups kept, each in its
+    registers. An item is a feature and a channel.
+
+    Each of the sequences has a tile in shared memory, which the next row's is copied to as soon as this row needs it no
+    more: h takes the place of the post gate, x a plane of the staging.
     """
     channels, dtype, n2 = shapes.channels, shapes.dtype, config.n2
+    pre, post = shapes.pre_gate, shapes.post_gates > 0
     schedule = _Schedule(config, shapes.batch, shapes.features * channels)
     groups = config.warpgroups
+    names = ["u", *["pre_gate"] * pre, *["post_gate"] * post, "g"]
 
-    def fft_conv_backward(u, g, spectrum, f1, f2, twiddle, shift, du, ds, scratch):
-        block = _Block(schedule, shapes, scratch)
+    def fft_conv_backward(u, pre_gate, post_gate, g, spectrum, f1, f2, twiddle, shift, du, *more, scratch):
+        *d_gates, ds = more
+        sources = {"u": u, "pre_gate": pre_gate, "post_gate": post_gate, "g": g}
+        block = _Block(schedule, shapes, names, scratch)
         shift_by = shift[0]
-        block.clear("u", "g")
+        block.clear(*names)
 
         def place(item):
             spectra = item // schedule.splits
             return spectra // channels, lax.rem(spectra, channels)
 
-        def fetch_rows(step, name):
+        def fetch_rows(step, *names):
             item, row, work = schedule.at(step)
             feature, channel = place(item)
 
+            def index(name):
+                if name == "g":
+                    return lambda b: (b, channel, feature)
+                if name == "post_gate":
+                    return lambda b: (b, channel if shapes.post_gates > 1 else 0, feature)
+                return lambda b: (b, feature)
+
             @pl.when(work)
             def _():
-                if name == "u":
-                    block.fetch(u, lambda b: (b, feature), row, "u")
-                else:
-                    block.fetch(g, lambda b: (b, channel, feature), row, "g")
+                for name in names:
+                    block.fetch(sources[name], index(name), row, name)
 
-        for name in ("u", "g"):
-            fetch_rows(jnp.int32(0), name)
+        fetch_rows(jnp.int32(0), *names)
         for ahead in range(config.spectrum_slots - 1):
             block.fetch_spectrum(spectrum, lax.axis_index("block") + ahead * schedule.grid)
         block.load_tables(f1, f2, twiddle)
@@ -469,38 +494,91 @@ def backward(config: Config, shapes: Shapes):
 
             def turn(turn, ds):
                 step = visit * schedule.rounds + turn
-                item, row, work = schedule.at(step)
-                feature, channel = place(item)
+                work = schedule.at(step)[-1]
 
                 def tile(ds):
-                    zero = lax.shift_right_logical(step, shift_by)
-                    mine = block.group + zero
-                    butterfly = _Butterfly(scratch["f1"], scratch["f2"], scratch["twiddle"], zero)
-                    staging = block.tile("staging", mine)
-                    block.await_rows("u")
-                    us = butterfly.forward(block.tile("u", mine), then=lambda: fetch_rows(step + 1, "u"))
-                    kept = [
-                        complex_planes(z, 0) for z in block.tile("spectra", mine)
-                    ]  # registers are short while G is made
-                    for z, (re, im) in zip(us, kept, strict=True):
+                    zero = _zeros(step, shift_by)
+
+                    def rows(name):
+                        return block.tile(name, block.group + zero())
+
+                    def staging(plane):
+                        return [e.at[plane] for e in rows("staging")]
+
+                    def butterfly():
+                        return _Butterfly(scratch["f1"], scratch["f2"], scratch["twiddle"], zero())
+
+                    def taps():
+                        return complex_planes(scratch["spectrum"].at[slot], zero())
+
+                    def kept():
+                        return [complex_planes(z, 0) for z in rows("spectra")]
+
+                    def fetch_next(name):
+                        fetch_rows(step + 1 + zero(), name)
+
+                    def gate(name, gate_name, products):
+                        """Rounded as the forward kernel does."""
+                        block.await_rows(name)
+                        block.await_rows(gate_name)
+                        for x, y, product in zip(rows(name), rows(gate_name), products, strict=True):
+                            product[...] = _gated(load(x), load(y), dtype)
+                        plgpu.commit_smem()
+                        return products
+
+                    def store(plane, results, target, factor=None):
+                        """Starts the copy of results, times the rows of that name, through a plane of the staging."""
+                        factors = map(load, rows(factor)) if factor else [None] * config.rows
+                        for e, result, x in zip(staging(plane), results, factors, strict=True):
+                            e[...] = result.astype(dtype) if x is None else _gated(result, x, dtype)
+                        plgpu.commit_smem()
+                        item, row, _ = schedule.at(step + zero())
+                        feature, channel = place(item)
+                        block.store(staging(plane), lambda b: target.at[b, channel, feature], row)
+
+                    if pre:
+                        if not post:  # or else the last result in this plane has left before the inverse of K X
+                            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                        xs = butterfly().forward(gate("u", "pre_gate", staging(1)))
+                    else:
+                        block.await_rows("u")
+                        xs = butterfly().forward(rows("u"))
+                        fetch_next("u")
+                    for z, (re, im) in zip(xs, kept(), strict=True):  # registers are short while H is made
                         re[...], im[...] = (part.astype(dtype) for part in z)
-                    block.await_rows("g")
-                    gs = butterfly.forward(block.tile("g", mine), then=lambda: fetch_rows(step + 1, "g"))
+
+                    if post:
+                        hs = butterfly().forward(gate("g", "post_gate", rows("post_gate")))
+                        fetch_next("post_gate")
+                    else:
+                        block.await_rows("g")
+                        hs = butterfly().forward(rows("g"))
+                        fetch_next("g")
+
                     products = []
-                    taps = complex_planes(scratch["spectrum"].at[slot], zero)
-                    for r, (z, w) in enumerate(zip(kept, gs, strict=True)):
-                        counts = row + r < shapes.batch if r and shapes.batch % config.rows else None
-                        ds = by_columns(functools.partial(_correlate, counts), *z, *w, *ds)
-                        products.append(by_columns(functools.partial(_conj_correlate, dtype), *taps, *w))
-                    for e, row_ in zip(staging, butterfly.inverse(products, staging), strict=True):
-                        e[0] = row_.astype(dtype)
-                    plgpu.commit_smem()
-                    block.store([e.at[0] for e in staging], lambda b: du.at[b, channel, feature], row)
+                    for r, (z, w) in enumerate(zip(kept(), hs, strict=True)):
+                        # A branch, though the first row always counts: ptxas would put these sums, which only the
+                        # next tile needs, off to the end of this one and spill what it kept for them, up to 300 bytes.
+                        counts = schedule.at(step + zero())[1] + r < shapes.batch
+                        ds = lax.cond(
+                            counts, lambda ds, z=z, w=w: by_columns(_correlate, *z, *w, *ds), lambda ds: ds, ds
+                        )
+                        products.append(by_columns(functools.partial(_conj_correlate, dtype), *taps(), *w))
+                    dxs = butterfly().inverse(products, rows("staging"))
+                    store(0, dxs, du, "pre_gate" if pre else None)
+                    if pre:
+                        store(1, dxs, d_gates[0], "u")
+                        fetch_next("u")
+                        fetch_next("pre_gate")
+
+                    if post:
+                        products = [_conj_times(z, taps(), dtype) for z in kept()]
+                        store(0, butterfly().inverse(products, rows("staging")), d_gates[-1], "g")
+                        fetch_next("g")
                     return ds
 
                 def rest(ds):
-                    for name in ("u", "g"):
-                        fetch_rows(step + 1, name)
+                    fetch_rows(step + 1, *names)
                     return ds
 
                 return lax.cond(work, tile, rest, ds)
@@ -517,9 +595,8 @@ def backward(config: Config, shapes: Shapes):
 
         plgpu.wait_smem_to_gmem(0)
 
-    out = (
-        jax.ShapeDtypeStruct((shapes.batch, channels, shapes.features, shapes.length, n2), dtype),
-        jax.ShapeDtypeStruct((schedule.splits * groups, shapes.features, 2 * channels, N1, n2), F32),
-    )
+    share = jax.ShapeDtypeStruct((shapes.batch, channels, shapes.features, shapes.length, n2), dtype)
+    parts = jax.ShapeDtypeStruct((schedule.splits * groups, shapes.features, 2 * channels, N1, n2), F32)
     spectra = matrices((groups, config.rows, 2, N1, n2), dtype, columns=CHUNK)
-    return _launch(fft_conv_backward, schedule, _scratch(config, shapes, ["u", "g"], 1, spectra=spectra), out)
+    scratch = _scratch(config, shapes, names, 1, spectra=spectra)
+    return _launch(fft_conv_backward, schedule, scratch, (share,) * (1 + pre + post) + (parts,))

@@ -23,120 +23,142 @@ def split(x: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
     return high, (x - high.astype(x.dtype)).astype(dtype)
 
 
-def tap_spectrum(taps: jax.Array, config: Config, dtype, f1, f2, twiddle, shift) -> jax.Array:
-    """`tables.tap_spectrum` in a 16-bit dtype, `(count, 2, 64, n2)`, by one kernel.
+def tap_spectra(taps: jax.Array, config: Config, dtype, f1, f2, twiddle, shift, *, before: bool) -> jax.Array:
+    """`tables.tap_spectra` in a 16-bit dtype, `(count, lags, 2, 64, n2)`, by one kernel.
 
     Args:
-      taps: `(count, parts, K)` in float32: forward taps at their lag and, with two parts, the reverse tap of lag -m at
-        n - m.
-      config: whose order and scale the spectrum takes.
+      taps: `(count, blocks, n)` in float32: consecutive blocks of n lags; a single one may be shorter.
+      config: whose order and scale the spectra take.
       dtype: bfloat16 or float16.
       f1: this and the next two are the tables in float32.
       f2: see f1.
       twiddle: see f1.
       shift: `[31]`, by which `kernel_sm90` makes its opaque zeros.
+      before: whether the first block lies before the first lag; without it, zeros do.
     """
     n2 = config.n2
     taps = taps / (config.points * block_scale(config) ** 3)  # the chain's blocks scale by it once more
     taps = jnp.pad(taps, [(0, 0), (0, 0), (0, -taps.shape[-1] % (8 * n2))])
-    # i (a + ib) = -b + ia: the reverse taps' part of the real plane comes with a minus sign.
-    parts = taps if taps.shape[1] == 1 else jnp.concatenate([taps, -taps[:, 1:]], 1)
-    halves = jnp.stack(split(parts, dtype), 2)
-    halves = halves.reshape(halves.shape[0], -1, halves.shape[-1] // n2, n2)
+    halves = jnp.stack(split(taps, dtype), 2)
+    halves = halves.reshape(*halves.shape[:3], -1, n2)
     tables = [jnp.concatenate(split(table, dtype)) for table in (f1[:2], f2, twiddle)]
-    return _kernel(config, halves.shape, dtype)(halves, *tables, shift)
+    return _kernel(config, halves.shape, dtype, before)(halves, *tables, shift)
 
 
-def _kernel(config: Config, shape, dtype):
-    """The kernel (taps' halves, f1, f2, twiddle) -> spectrum; the tables' low halves follow their high ones."""
-    count, parts, length, n2 = shape
-    rows = config.rows
-    groups = 2 if parts == 2 else 1  # what fits in shared memory
-    tiles = pl.cdiv(count, rows)
-    blocks = min(config.blocks, pl.cdiv(tiles, groups))
-    tables_planes = {"f1": 4, "f2": 4, "twiddle": 4}
+def _kernel(config: Config, shape, dtype, before: bool):
+    """The kernel (halves of the taps, f1, f2, twiddle) -> spectra; the tables' low halves follow their high ones.
+
+    A warpgroup goes through the blocks of an item, and keeps one's transform in registers for the next:
+
+        K_l = F(block l) + i F(block l - 1)
+    """
+    count, blocks, _, length, n2 = shape
+    groups = 4 if n2 == 16 else 2  # as many as shared memory and registers have room for
+    grid = min(config.blocks, pl.cdiv(count, groups))
+    steps = pl.cdiv(count, grid * groups) * blocks
 
     def fft_conv_spectrum(taps, f1, f2, twiddle, shift, out, scratch):
         shift_by = shift[0]
         barriers = scratch["barriers"]
         group = lax.axis_index("warpgroup")
 
+        def at(step):
+            item = ((step // blocks) * grid + lax.axis_index("block")) * groups + group
+            return item, lax.rem(step, blocks), item < count
+
+        def fetch(step):
+            item, block, work = at(step)
+            slot = lax.rem(step, 2)
+
+            @pl.when(work & (step < steps))
+            def _():
+                for half in (0, 1):
+                    plgpu.copy_gmem_to_smem(
+                        taps.at[item, block, half],
+                        scratch["taps"].at[group, slot, half, pl.ds(0, length)],
+                        barriers["taps"].at[2 * group + slot],
+                    )
+
+        if length < N1:
+            for slot in range(2):
+                for half in range(2):
+                    scratch["taps"][group, slot, half] = jnp.zeros((N1, n2), dtype)
+            plgpu.commit_smem()
+        fetch(jnp.int32(0))
+
         @pl.when(group == 0)
         def _():
-            for name, table in zip(tables_planes, (f1, f2, twiddle), strict=True):
+            for name, table in (("f1", f1), ("f2", f2), ("twiddle", twiddle)):
                 for plane in range(4):
                     plgpu.copy_gmem_to_smem(table.at[plane], scratch[name].at[plane], barriers["tables"])
 
-        if length < N1:
-            for r in range(rows):
-                for part in range(parts):
-                    scratch["taps"][group, r, part] = jnp.zeros((N1, n2), dtype)
-            plgpu.commit_smem()
         plgpu.barrier_wait(barriers["tables"])
 
-        @pl.loop(0, pl.cdiv(tiles, blocks * groups))
-        def _(turn):
-            first = ((turn * blocks + lax.axis_index("block")) * groups + group) * rows
+        def step(step, last):
+            item, block, work = at(step)
 
-            @pl.when(first < count)
-            def _():
-                mine = [scratch["taps"].at[group, r] for r in range(rows)]
-                staging = [scratch["staging"].at[group, r] for r in range(rows)]
-                for r in range(rows):
-                    for part in range(parts):
-                        source = taps.at[jnp.minimum(first + r, count - 1), part]
-                        plgpu.copy_gmem_to_smem(source, mine[r].at[part, pl.ds(0, length)], barriers["taps"].at[group])
-                plgpu.barrier_wait(barriers["taps"].at[group])
+            def transform(last):
+                fetch(step + 1)
+                zero = lax.shift_right_logical(step, shift_by)
+                slot = lax.rem(step, 2)
+                plgpu.barrier_wait(barriers["taps"].at[2 * group + slot])
+                high, low = (scratch["taps"].at[group + zero, slot, half] for half in (0, 1))
+
+                def left(plane):
+                    f1_high, f1_low = (scratch["f1"].at[zero + p] for p in (plane, plane + 2))
+                    return [(f1_high, high), (f1_high, low), (f1_low, high)]
+
+                twiddles = (scratch["twiddle"].at[zero + plane] for plane in range(4))
+                z = by_columns(_times_split(dtype), *sums_of_products(left(0), left(1)), *twiddles)
+                re, re_low, im, im_low = z
+
+                def right(plane):
+                    columns = pl.ds(plane * n2, n2)
+                    top, bottom, top_low, bottom_low = (scratch["f2"].at[zero + p, :, columns] for p in range(4))
+                    pairs = [(re, top), (re_low, top), (re, top_low), (im, bottom), (im_low, bottom), (im, bottom_low)]
+                    return sums_of_products(pairs)[0]
+
+                this = right(0), right(1)  # both at once would need more than 255 registers
+
+                result = scratch["staging"].at[group + zero]
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-
-                @pl.loop(0, rows)
-                def _(r):
-                    zero = lax.shift_right_logical(turn + r, shift_by)
-                    row, result = scratch["taps"].at[group, r], scratch["staging"].at[group, r]
-                    f1_re, f1_im, f1_re_low, f1_im_low = (scratch["f1"].at[zero + plane] for plane in range(4))
-                    top, bottom, top_low, bottom_low = (scratch["f2"].at[zero + plane] for plane in range(4))
-                    twiddle_planes = (scratch["twiddle"].at[zero + plane] for plane in range(4))
-
-                    def product(matrix, matrix_low, part):
-                        return [(matrix, row.at[part]), (matrix, row.at[part + 1]), (matrix_low, row.at[part])]
-
-                    re, im = product(f1_re, f1_re_low, 0), product(f1_im, f1_im_low, 0)
-                    if parts > 2:
-                        re += product(f1_im, f1_im_low, 4)
-                        im += product(f1_re, f1_re_low, 2)
-                    z = by_columns(_times_split(dtype), *sums_of_products(re, im), *twiddle_planes)
-                    re, re_low, im, im_low = z
-                    (both,) = sums_of_products(
-                        [(re, top), (re_low, top), (re, top_low), (im, bottom), (im_low, bottom), (im, bottom_low)]
-                    )
-                    result[0], result[1] = both[:, :n2].astype(dtype), both[:, n2:].astype(dtype)
-
+                weight = jnp.where(block > 0, 1.0, 0.0)
+                spectrum = by_columns(
+                    lambda a, b, c, d: ((a - weight * d).astype(dtype), (b + weight * c).astype(dtype)), *this, *last
+                )
+                for plane in (0, 1):
+                    result.at[plane][...] = spectrum[plane]
                 plgpu.commit_smem()
-                for r in range(rows):
 
-                    @pl.when(first + r < count)
-                    def _(r=r):
-                        for plane in (0, 1):
-                            plgpu.copy_smem_to_gmem(staging[r].at[plane], out.at[first + r, plane])
+                @pl.when(block >= before)
+                def _():
+                    for plane in (0, 1):
+                        plgpu.copy_smem_to_gmem(result.at[plane], out.at[item, block - before, plane])
 
+                return this
+
+            return lax.cond(work, transform, lambda last: last, last)
+
+        nothing = plgpu.layout_cast(jnp.zeros((N1, n2), F32), plgpu.Layout.WGMMA)
+        lax.fori_loop(0, steps, step, (nothing, nothing))
         plgpu.wait_smem_to_gmem(0)
 
     scratch = {
         "f1": matrices((4, N1, N1), dtype, columns=n2),
         "f2": matrices((4, n2, 2 * n2), dtype, columns=n2),
         "twiddle": matrices((4, N1, n2), dtype, columns=CHUNK),
-        "taps": matrices((groups, rows, parts, N1, n2), dtype),
-        "staging": matrices((groups, rows, 2, N1, n2), dtype),
+        "taps": matrices((groups, 2, 2, N1, n2), dtype),
+        "staging": matrices((groups, 2, N1, n2), dtype),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=12),
-            "taps": plgpu.Barrier(num_arrivals=rows * parts, num_barriers=groups),
+            "taps": plgpu.Barrier(num_arrivals=2, num_barriers=2 * groups),
         },
     }
     return plgpu.kernel(
         fft_conv_spectrum,
-        out_type=jax.ShapeDtypeStruct((count, 2, N1, n2), dtype),
+        out_type=jax.ShapeDtypeStruct((count, blocks - before, 2, N1, n2), dtype),
         scratch_types={"scratch": scratch},
-        grid=(blocks,),
+        grid=(grid,),
         grid_names=("block",),
         num_threads=groups,
         thread_name="warpgroup",

@@ -52,23 +52,30 @@ def twist(points: int) -> jax.Array:
     return jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
 
 
-def tap_spectrum(taps: jax.Array, config: Config) -> jax.Array:
-    """The spectrum that multiplies that of u, `(count, re | im, 64, n2)` in float32.
+def tap_spectra(taps: jax.Array, config: Config, *, before: bool) -> jax.Array:
+    """The spectra that multiply those of blocks of u, `(count, lags, re | im, 64, n2)` in float32.
+
+    That of lag l makes a block of the result from the block of u that lies l blocks earlier. Taps from n (l - 1) + 1 to
+    n (l + 1) - 1 take part in it: in the right-angle transform a step before the first is n later and comes back with a
+    factor i, so
+
+        K_l = F(block l) + i F(block l - 1)
 
     Args:
-      taps: `(count, parts, K)` in float32: forward taps at their lag and, with two parts, the reverse tap of lag -m at
-        n - m.
-      config: whose order and scale the spectrum takes.
+      taps: `(count, blocks, n)` in float32: consecutive blocks of n lags; a single one may be shorter.
+      config: whose order and scale the spectra take.
+      before: whether the first block lies before the first lag; without it, zeros do.
     """
     n = config.points
     padded = jnp.pad(taps, [(0, 0), (0, 0), (0, n - taps.shape[-1])])
-    z = jax.lax.complex(padded[:, 0], padded[:, 1] if taps.shape[1] == 2 else jnp.zeros_like(padded[:, 0]))
-    spectrum = jnp.fft.fft(z * twist(n)) / (n * block_scale(config) ** 2)
-    spectrum = spectrum.reshape(-1, config.n2, N1).swapaxes(-1, -2)
-    return jnp.stack([spectrum.real, spectrum.imag], -3)
+    blocks = jnp.fft.fft(padded * twist(n)) / (n * block_scale(config) ** 2)
+    earlier = blocks[:, :-1] if before else jnp.pad(blocks[:, :-1], [(0, 0), (1, 0), (0, 0)])
+    spectra = blocks[:, int(before) :] + 1j * earlier
+    spectra = spectra.reshape(*spectra.shape[:2], config.n2, N1).swapaxes(-1, -2)
+    return jnp.stack([spectra.real, spectra.imag], -3)
 
 
-def tap_cotangent(d_spectrum: jax.Array, taps: jax.Array, config: Config) -> jax.Array:
-    """The cotangent of taps whose spectrum has this one, `(count, re | im, 64, n2)`."""
-    (d_taps,) = jax.vjp(lambda taps: tap_spectrum(taps, config), taps)[1](d_spectrum)
+def tap_cotangent(d_spectra: jax.Array, taps: jax.Array, config: Config, *, before: bool) -> jax.Array:
+    """The cotangent of taps whose spectra have this one, `(count, lags, re | im, 64, n2)`."""
+    (d_taps,) = jax.vjp(lambda taps: tap_spectra(taps, config, before=before), taps)[1](d_spectra)
     return d_taps

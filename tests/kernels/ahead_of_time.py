@@ -6,9 +6,7 @@ Needs the `cuda-aot` extra: the CUDA plugin compiles, without a driver, for a de
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
-import inspect
 import io
 import os
 import re
@@ -22,8 +20,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from pallas_kernels.fft_conv import config, kernel_sm90, mosaic, spectrum_sm90, tables
-from tests.kernels import programs
+from tests.kernels import programs, sources
 
 WHEELS = ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm")
 _CACHE = Path(__file__).resolve().parents[2] / ".pytest_cache" / "kernels"
@@ -87,12 +84,11 @@ def devices(count: int = 1):
     return topologies.get_topology_desc(platform="cuda", target_config=_H200, topology=f"1x1x{count}").devices
 
 
-_SOURCES = [inspect.getsource(module) for module in (kernel_sm90, mosaic, spectrum_sm90, tables, programs)]
-
-
 def verdict(program: programs.Program) -> Verdict:
-    """From what the compiler printed now, or the last time with these sources, this program and these versions."""
-    digest = hashlib.sha256(repr((_SOURCES, config.N1, config.TILE, _H200, program, versions())).encode()).hexdigest()
+    """From what the compiler printed now, or the last time with the same sources, configuration and versions."""
+    installed = versions()
+    assert installed is not None, f"needs the cuda-aot extra, {', '.join(WHEELS)}"
+    digest = sources.digest(program, installed)
     file = _CACHE / f"{digest}.txt"
     if not file.exists():
         _CACHE.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,20 @@
-"""Every kernel that ships, as programs to lower or to compile: each configuration, dtype and extreme of options."""
+"""Every kernel that ships, as programs to lower or to compile: each configuration, dtype and extreme of options.
+
+A new kernel needs a builder and a line in `_KERNELS`, or programs of its own in `PROGRAMS`; `resources` says the rest.
+"""
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.fft_conv import kernel_sm90, spectrum_sm90
-from pallas_kernels.fft_conv.config import CONFIGS, N1, Config, Kernel
+from pallas_kernels.fft_conv import blocked_sm90, kernel_sm90, spectrum_sm90
+from pallas_kernels.fft_conv.config import N1, TILE, Config, Kernel
 from pallas_kernels.fft_conv.tables import dft_tables
+from pallas_kernels.fft_conv.tuned import configuration
 
 DTYPES = ("bfloat16", "float16")
 FEATURES = 768
@@ -18,75 +25,153 @@ class Program:
     """A kernel with a configuration.
 
     Attributes:
-      kernel: None is the one that transforms the taps.
+      name: the kernel's.
+      builder: makes of the program the kernel and its operands, `jax.ShapeDtypeStruct`s; a function of a module, or a
+        partial of one, whose sources tell when the program changes.
       config: its own unless the program is to try another.
       options: False for the shortest code that its dispatch allows; True for everything at once: a sequence shorter
         than the transform, a count that ends inside a tile, and of a gated kernel both gates, each channel its own. For
         the taps, False is on one side, fewer than points, and True on both.
+      function: the name that the kernel has where it is lowered.
     """
 
-    kernel: Kernel | None
-    config: Config
+    name: str
+    builder: Callable[["Program"], tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]]
+    config: Any
     dtype: str
     options: bool
+    function: str
 
     def __str__(self) -> str:
-        name = self.kernel.value if self.kernel else "spectrum"
-        return f"{name}, n2 = {self.config.n2}, {self.dtype}, options {'on' if self.options else 'off'}"
-
-    @property
-    def function(self) -> str:
-        """The name of the kernel's function."""
-        if self.kernel is None:
-            return "fft_conv_spectrum"
-        return "fft_conv_backward" if self.kernel is Kernel.BACKWARD else "fft_conv_forward"
+        config = f"n2 = {self.config.n2}" if isinstance(self.config, Config) else str(self.config)
+        return f"{self.name}, {config}, {self.dtype}, options {'on' if self.options else 'off'}"
 
     def build(self):
-        """The kernel and its operands, `jax.ShapeDtypeStruct`s."""
-        return self._build_spectrum() if self.kernel is None else self._build_convolution()
-
-    def _tables(self, dtype):
-        return jax.eval_shape(lambda: (*dft_tables(self.config, dtype), jnp.zeros(1, jnp.int32)))
-
-    def _build_spectrum(self):
-        length = self.config.points - 8 * self.config.n2 * (not self.options)  # taps on both sides are never fewer
-        taps = jax.ShapeDtypeStruct((FEATURES - self.options, 1 + self.options, length), jnp.float32)
-
-        def transform(taps, *tables):
-            return spectrum_sm90.tap_spectrum(taps, self.config, jnp.dtype(self.dtype), *tables)
-
-        return transform, (taps, *self._tables(jnp.float32))
-
-    def _build_convolution(self):
-        n2, dtype = self.config.n2, jnp.dtype(self.dtype)
-        channels = 2 if self.kernel in (Kernel.FORWARD_CHANNELS, Kernel.FORWARD_CHANNELS_GATED) else 1
-        gated = self.kernel in (Kernel.FORWARD_GATED, Kernel.FORWARD_CHANNELS_GATED)
-        batch, length = 64 - self.options, N1 - 8 * self.options
-        post_gates = (channels if self.options else 1) if gated else 0
-        pre_gate = gated and self.options
-        shapes = kernel_sm90.Shapes(batch, channels, FEATURES, length, dtype, pre_gate, post_gates)
-
-        def array(*shape):
-            return jax.ShapeDtypeStruct(shape, dtype)
-
-        u, per_channel = array(batch, FEATURES, length, n2), array(batch, channels, FEATURES, length, n2)
-        if self.kernel is Kernel.BACKWARD:
-            spectrum = array(FEATURES * channels, 2, N1, n2)
-            return kernel_sm90.backward(self.config, shapes), (u, per_channel, spectrum, *self._tables(dtype))
-        spectrum = array(FEATURES, 2 * channels, N1, n2)
-        gate = array(batch, max(post_gates, 1), FEATURES, length, n2)
-        return kernel_sm90.forward(self.config, shapes), (u, u, gate, spectrum, *self._tables(dtype))
+        """The kernel and its operands."""
+        return self.builder(self)
 
 
-_CONFIGURED = [
-    *((kernel, config) for kernel, configs in CONFIGS.items() for config in configs.values()),
-    *((None, Config(n2)) for n2 in CONFIGS[Kernel.FORWARD]),
-]
-PROGRAMS = tuple(
-    Program(kernel, config, dtype, options)
-    for kernel, config in _CONFIGURED
-    for dtype in DTYPES
-    for options in (False, True)
+def _tables(config, dtype):
+    return jax.eval_shape(lambda: (*dft_tables(config, dtype), jnp.zeros(1, jnp.int32)))
+
+
+def _shapes(program: Program, channels: int, gated: bool) -> kernel_sm90.Shapes:
+    batch, length = 64 - program.options, N1 - 8 * program.options
+    post_gates = (channels if program.options else 1) if gated else 0
+    dtype = jnp.dtype(program.dtype)
+    return kernel_sm90.Shapes(batch, channels, FEATURES, length, dtype, gated and program.options, post_gates)
+
+
+def _rows(
+    shapes: kernel_sm90.Shapes | blocked_sm90.Shapes, n2: int, channels: int | None = None
+) -> jax.ShapeDtypeStruct:
+    """Sequences, `(B, D, rows, n2)`, or those of channels."""
+    of_channels = () if channels is None else (channels,)
+    return jax.ShapeDtypeStruct((shapes.batch, *of_channels, shapes.features, shapes.length, n2), shapes.dtype)
+
+
+def _forward(program: Program, *, channels: int, gated: bool):
+    config, shapes = program.config, _shapes(program, channels, gated)
+    u, gate = _rows(shapes, config.n2), _rows(shapes, config.n2, max(shapes.post_gates, 1))
+    spectrum = jax.ShapeDtypeStruct((FEATURES, 2 * channels, N1, config.n2), shapes.dtype)
+    return kernel_sm90.forward(config, shapes), (u, u, gate, spectrum, *_tables(config, shapes.dtype))
+
+
+def _backward(program: Program, *, gated: bool):
+    config, shapes = program.config, _shapes(program, 1, gated)
+    u, g = _rows(shapes, config.n2), _rows(shapes, config.n2, 1)
+    spectrum = jax.ShapeDtypeStruct((FEATURES, 2, N1, config.n2), shapes.dtype)
+    return kernel_sm90.backward(config, shapes), (u, u, g, g, spectrum, *_tables(config, shapes.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Of a kernel by blocks: how many a sequence has, and the lags of those of its taps."""
+
+    count: int
+    lags: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.count} blocks, lags {self.lags[0]} to {self.lags[1]}"
+
+
+def _blocked_shapes(program: Program) -> blocked_sm90.Shapes:
+    on, blocks = program.options, program.config
+    length = N1 * blocks.count - 8 * on
+    dtype = jnp.dtype(program.dtype)
+    return blocked_sm90.Shapes(64 - on, 1, FEATURES, length, blocks.lags, dtype, pre_gates=int(on), post_gates=int(on))
+
+
+def _blocked_operands(shapes: blocked_sm90.Shapes):
+    f1, *tables = _tables(Config(TILE), shapes.dtype)
+    return _rows(shapes, TILE, 1), (jax.ShapeDtypeStruct((2, *f1.shape[1:]), f1.dtype), *tables)
+
+
+def _blocked_forward(program: Program):
+    shapes = _blocked_shapes(program)
+    u, tables = _blocked_operands(shapes)
+    spectra = jax.ShapeDtypeStruct((FEATURES, 1, len(shapes.lag_range), 2, N1, TILE), shapes.dtype)
+    return blocked_sm90.forward(shapes), (u, u, u, spectra, *tables)
+
+
+def _blocked_taps_gradient(program: Program):
+    shapes = _blocked_shapes(program)
+    u, tables = _blocked_operands(shapes)
+    return blocked_sm90.taps_gradient(shapes), (u, u, u, u, *tables)
+
+
+def _spectrum(program: Program):
+    config, options = program.config, program.options
+    length = config.points - 8 * config.n2 * (not options)  # taps on both sides are never fewer
+    taps = jax.ShapeDtypeStruct((FEATURES - options, 1 + options, length), jnp.float32)
+
+    def transform(taps, *tables):
+        return spectrum_sm90.tap_spectra(taps, config, jnp.dtype(program.dtype), *tables, before=options)
+
+    return transform, (taps, *_tables(config, jnp.float32))
+
+
+_KERNELS = {
+    Kernel.FORWARD: ("fft_conv_forward", functools.partial(_forward, channels=1, gated=False)),
+    Kernel.FORWARD_GATED: ("fft_conv_forward", functools.partial(_forward, channels=1, gated=True)),
+    Kernel.FORWARD_CHANNELS: ("fft_conv_forward", functools.partial(_forward, channels=2, gated=False)),
+    Kernel.FORWARD_CHANNELS_GATED: ("fft_conv_forward", functools.partial(_forward, channels=2, gated=True)),
+    Kernel.BACKWARD: ("fft_conv_backward", functools.partial(_backward, gated=False)),
+    Kernel.BACKWARD_GATED: ("fft_conv_backward", functools.partial(_backward, gated=True)),
+}
+
+# Causal, its adjoint, both sides; with four blocks those take two launches.
+_LAGS = {2: ((0, 1), (-1, 0), (-1, 1)), 3: ((0, 2), (-2, 0), (-2, 2)), 4: ((0, 3), (-3, 0), (1, 3))}
+
+PROGRAMS = (
+    *(
+        Program(kernel.value, builder, configuration(kernel, n2, dtype), dtype, options, function)
+        for kernel, (function, builder) in _KERNELS.items()
+        for n2 in (16, 32, 64)
+        for dtype in DTYPES
+        for options in (False, True)
+    ),
+    *(
+        Program("spectrum", _spectrum, Config(n2), dtype, options, "fft_conv_spectrum")
+        for n2 in (16, 32, 64)
+        for dtype in DTYPES
+        for options in (False, True)
+    ),
+    *(
+        Program("forward", _blocked_forward, Blocks(count, lags), dtype, options, "fft_conv_blocked_forward")
+        for count in _LAGS
+        for lags in _LAGS[count]
+        for dtype in DTYPES
+        for options in (False, True)
+    ),
+    *(
+        Program(
+            "gradient of the taps", _blocked_taps_gradient, blocks, dtype, options, "fft_conv_blocked_taps_gradient"
+        )
+        for blocks in (Blocks(n, lags) for n in (2, 3, 4) for lags in ((0, n - 1), (1 - n, n - 1)))
+        for dtype in DTYPES
+        for options in (False, True)
+    ),
 )
 
 TYPICAL = tuple(program for program in PROGRAMS if program.dtype == "bfloat16" and program.options)
