@@ -32,10 +32,11 @@ clean:  ## remove the environment, caches and build products; reports are kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find flashbutterfly_jax pallas_kernels experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp per set of extras. The build backend is installed first, at its pinned version, and used without isolation,
-# because pip does not apply constraints to the isolated environments in which it builds packages.
+# One stamp per set of extras. The build backends are installed first, at their pinned versions, and used without
+# isolation, because pip does not apply constraints to the isolated environments in which it builds packages.
+# setuptools is for `promise`, which tensorflow-datasets needs and which has no wheel.
 $(VENV)/%.stamp: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { python=$$(.ci/find_python) && "$$python" -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[$*]'
 	@touch $@

@@ -38,7 +38,7 @@ from experiments.benchmarks.cases import (
     relative_errors,
 )
 from experiments.benchmarks.record import Record, Row, Status, finite, here, speedups
-from experiments.benchmarks.timing import Effort, seconds_per_call
+from pallas_kernels.timing import Effort, seconds_per_call
 
 IMPLEMENTATIONS = ("mosaic_gpu", "jnp_fft", "xla", "butterfly", *rivals.RIVALS)
 GPU_LENGTHS, CPU_LENGTHS = (256, 1024, 2048, 4096, 8192, 16384, 32768), (256, 1024, 4096)
@@ -211,11 +211,11 @@ class Bench:
 
 def work(name: str, case: Case) -> tuple[tuple[int, ...] | None, float]:
     """The plan of an implementation that multiplies by DFT blocks, and the FLOP of a call."""
-    circular = case.protocol == "circular"
-    factors: tuple[int, ...] | None = None
-    if name == "mosaic_gpu":  # wraps by taps on both sides of lag 0: one plan for either protocol
-        factors, circular = floors.fused_plan(case.length), False
-    return factors, floors.fft_flop(case) if factors is None else floors.plan_flop(case, factors, circular=circular)
+    plan = floors.fused_plan(case.length) if name == "mosaic_gpu" else None
+    if plan is None:
+        return None, floors.fft_flop(case)
+    factors, blocks = plan  # it wraps by taps on both sides of lag 0: one plan for either protocol
+    return factors, blocks * floors.plan_flop(case, factors, circular=False)
 
 
 def absent(name: str, case: Case, status: Status, reason: str) -> Row:

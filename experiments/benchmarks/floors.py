@@ -20,6 +20,7 @@ from experiments.benchmarks.cases import Case
 
 FUSED_FIRST_FACTOR = 64
 FUSED_SECOND_FACTORS = (16, 32, 64)
+FUSED_BLOCKS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +47,13 @@ def compulsory_bytes(case: Case) -> int:
     return (11 if case.gated else 5) * sequence + 3 * taps
 
 
-def fused_plan(length: int) -> tuple[int, int] | None:
-    """The factors that the fused kernel multiplies by; None for a length that it does not take."""
-    fits = [n2 for n2 in FUSED_SECOND_FACTORS if length <= FUSED_FIRST_FACTOR * n2]
-    return (FUSED_FIRST_FACTOR, fits[0]) if fits else None
+def fused_plan(length: int) -> tuple[tuple[int, int], int] | None:
+    """The factors that the fused kernel multiplies a block by and the number of blocks; None for too long a length."""
+    for n2 in FUSED_SECOND_FACTORS:
+        if length <= FUSED_FIRST_FACTOR * n2:
+            return (FUSED_FIRST_FACTOR, n2), 1
+    blocks = math.ceil(length / (FUSED_FIRST_FACTOR * FUSED_SECOND_FACTORS[-1]))
+    return ((FUSED_FIRST_FACTOR, FUSED_SECOND_FACTORS[-1]), blocks) if blocks <= FUSED_BLOCKS else None
 
 
 @functools.cache

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from experiments.benchmarks.cases import Case, Inputs
-from experiments.benchmarks.timing import Round, host_round
 from flashbutterfly_jax import long_conv
+from pallas_kernels.timing import Round, host_round
 
 OURS = ("mosaic_gpu", "xla", "butterfly")
 

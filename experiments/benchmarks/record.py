@@ -2,13 +2,10 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import math
 import os
 import platform
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,6 +13,7 @@ import jax
 
 from experiments.benchmarks.cases import Direction, Dtype, Protocol
 from experiments.benchmarks.implementations import OURS
+from pallas_kernels.records import driver_version, first_line, package_versions, write_atomically
 
 type Status = Literal["measured", "wrong", "unsupported", "failed", "not installed", "not measured"]
 """``wrong`` was timed, but its result is not the convolution; such a row is never compared with."""
@@ -114,40 +112,19 @@ def finite(errors: dict[str, float]) -> bool:
     return all(math.isfinite(error) for error in errors.values())
 
 
-def write_atomically(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, path)
-
-
 def here(settings: dict[str, Any]) -> Record:
     """An empty record of this machine, now."""
     device = jax.devices()[0]
-    versions = {name: v for name in ("jax", "jaxlib", "numpy", "torch") if (v := _version(name))}
+    versions = package_versions(("jax", "jaxlib", "numpy", "torch"))
     versions["python"] = platform.python_version()
     if device.platform == "gpu":
         versions["runtime"] = device.client.platform_version.replace("\n", " ")
-        versions["driver"] = _answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "unknown"
-    if commit := _answer("git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"):
+        versions["driver"] = driver_version()
+    if commit := first_line("git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"):
         versions["commit"] = commit
     name = device.device_kind if device.platform == "gpu" else f"CPU ({platform.machine()}, {_cores()} cores)"
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return Record(device=name, platform=device.platform, date=date, versions=versions, settings=settings)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _answer(*command: str) -> str | None:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split("\n")[0]
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _cores() -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.benchmarks.cases import Case, Inputs
 from experiments.benchmarks.implementations import Prepared
-from experiments.benchmarks.timing import Round, host_round
+from pallas_kernels.timing import Round, host_round
 
 RIVALS = ("torch_real", "torch_complex", "flashfftconv", "cudnn")
 CUDA_ONLY = ("flashfftconv", "cudnn")

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.benchmarks.implementations import OURS
-from experiments.benchmarks.record import Record, Row, speedups, write_atomically
+from experiments.benchmarks.record import Record, Row, speedups
+from pallas_kernels.records import write_atomically
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
