@@ -55,14 +55,14 @@ def test_an_error_in_any_table_shows():
     want = direct_sum(**{name: np.asarray(array, np.float64) for name, array in arrays.items()})
     u, taps = arrays["u"].reshape(1, 1, N1, 16), arrays["kernel"].reshape(1, 1, 1, 1024)
     tables = [*(np.asarray(table) for table in dft_tables(Config(16), jnp.float32)), np.ones((2, 1, 1))]
-    spectrum = api._spectrum
+    spectra = api._spectra
 
     @jax.jit
     def run(f1, f2, twiddle, taps_sign):
         def signed(*arguments):
-            return spectrum(*arguments) * taps_sign.astype(u.dtype)
+            return spectra(*arguments) * taps_sign.astype(u.dtype)
 
-        with mock.patch.object(api, "_spectrum", signed):
+        with mock.patch.object(api, "_spectra", signed):
             return api._run_forward(u, u, u[:, None], taps, f1, f2, twiddle, jnp.array([31], jnp.int32), (False, False))
 
     found = {}
