@@ -1,7 +1,6 @@
 """Handwritten digits as sequences of 1,024 pixels, from the copy that ships inside scikit-learn."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -12,15 +11,31 @@ CLASSES = 10
 TRAIN_ROWS, TEST_ROWS = 1397, 400
 
 
+class Example(TypedDict):
+    """A standardised image, float32 (1024, 1), and its digit, int32 ()."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+
+
 class Split(NamedTuple):
     """Standardised pixels, float32 (rows, 1024, 1), and digits, int32 (rows,)."""
 
     pixels: np.ndarray
     labels: np.ndarray
 
-    def take(self, rows: np.ndarray | slice) -> "Split":
-        """The chosen rows alone."""
-        return Split(self.pixels[rows], self.labels[rows])
+
+class Examples:
+    """The rows of a split one by one."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._split.labels)
+
+    def __getitem__(self, row: int) -> Example:
+        return {"inputs": self._split.pixels[row], "labels": self._split.labels[row]}
 
 
 def load() -> tuple[Split, Split]:
@@ -55,17 +70,7 @@ def upsample(images: np.ndarray, side: int) -> np.ndarray:
     return weights @ images @ weights.T
 
 
-def batches(split: Split, batch_size: int, shift: int, rng: np.random.Generator) -> Iterator[Split]:
-    """One shuffled pass over randomly shifted images in batches of one shape; a remainder is left for another pass."""
-    order = rng.permutation(len(split.labels))
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        pixels, labels = split.take(order[start : start + batch_size])
-        yield Split(shifted(pixels, rng.integers(-shift, shift + 1, (2, batch_size))), labels)
-
-
-def shifted(pixels: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Images (rows, 1024, 1) moved by steps (2, rows) down and to the right; borders that come in repeat the edge."""
-    images = pixels.reshape(-1, SIDE, SIDE)
-    down, right = np.clip(np.arange(SIDE) - steps[..., None], 0, SIDE - 1)
-    which = np.arange(len(images))[:, None, None]
-    return images[which, down[:, :, None], right[:, None, :]].reshape(pixels.shape)
+def shifted(pixels: np.ndarray, down: int, right: int) -> np.ndarray:
+    """An image (1024, 1) moved down and to the right; borders that come in repeat the edge."""
+    rows, columns = (np.clip(np.arange(SIDE) - steps, 0, SIDE - 1) for steps in (down, right))
+    return pixels.reshape(SIDE, SIDE)[np.ix_(rows, columns)].reshape(pixels.shape)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from experiments.common.workdir import Row
 from experiments.digits.data import SIDE
 
 BEFORE, AFTER, OTHER, QUIET = "#a9afb9", "#1f5fa8", "#d9822b", "#6d737c"
@@ -23,19 +24,22 @@ class Kernels(NamedTuple):
     after: np.ndarray
 
 
-def learning_curves(rows: Sequence[dict[str, float]], target: float) -> bytes:
-    """Loss and accuracy against the epoch, on both splits."""
+def learning_curves(rows: Sequence[Row], target: float) -> bytes:
+    """Loss and accuracy against the epoch, on both splits, from the rows of metrics.jsonl."""
     figure = Figure(figsize=(10, 3.8), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in rows]
+    of_split = {split: [row for row in rows if row["split"] == split] for split in ("train", "test")}
     for axes, quantity in ((left, "loss"), (right, "accuracy")):
         for split, colour in (("train", OTHER), ("test", AFTER)):
-            axes.plot(epochs, [row[f"{split}_{quantity}"] for row in rows], "o-", ms=3.5, color=colour, label=split)
+            epochs, values = ([row[name] for row in of_split[split]] for name in ("epoch", quantity))
+            axes.plot(epochs, values, "o-", ms=3.5, color=colour, label=split)
         axes.set(xlabel="epoch", title=quantity)
         _plain(axes)
     left.set_yscale("log")
     right.axhline(target, color=QUIET, lw=1, ls="--", zorder=0)
-    right.annotate(f"target {target:.0%}", (epochs[0], target), (0, 3), textcoords="offset points", color=QUIET)
+    right.annotate(
+        f"target {target:.0%}", (of_split["train"][0]["epoch"], target), (0, 3), textcoords="offset points", color=QUIET
+    )
     right.set_ylim(top=1.02)
     right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     right.legend(frameon=False, loc="lower right")

@@ -3,6 +3,7 @@
 import numpy as np
 
 from experiments.digits import data
+from experiments.digits.recipe import Digits
 
 
 def test_every_digit_is_in_exactly_one_split():
@@ -39,25 +40,39 @@ def test_upsampling_is_bilinear():
     np.testing.assert_allclose(data.upsample(images, 32), jax.image.resize(images, (2, 32, 32), "linear"), atol=1e-6)
 
 
-def test_batches_visit_each_row_at_most_once():
-    split = data.Split(np.zeros((10, 1024, 1)), np.arange(10))
-    seen = [batch.labels for batch in data.batches(split, 4, 2, np.random.default_rng(0))]
-    assert [len(labels) for labels in seen] == [4, 4]
-    assert len(set(np.concatenate(seen))) == 8
+def test_training_pairs_images_with_their_labels_and_never_repeats_a_shift():
+    train, _ = data.load()
+    examples = Digits(shift=1).build().train
+    for index in range(5):
+        example = examples[index]
+        places = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+        rows = [
+            row
+            for row in np.flatnonzero(train.labels == example["labels"])
+            if any(np.array_equal(data.shifted(train.pixels[row], *place), example["inputs"]) for place in places)
+        ]
+        assert len(rows) == 1
+    drawn = {examples[epoch * len(examples)]["inputs"].tobytes() for epoch in range(8)}
+    assert len(drawn) == 8
 
 
-def test_batches_pair_images_with_their_labels():
-    split = data.Split(np.tile(np.arange(10.0)[:, None, None], (1, 1024, 1)), np.arange(10))
-    for pixels, labels in data.batches(split, 5, 2, np.random.default_rng(0)):
-        np.testing.assert_array_equal(pixels[:, 0, 0], labels)
+def test_training_examples_are_a_function_of_seed_and_number():
+    first, again, other = (Digits(seed=seed).build().train for seed in (3, 3, 4))
+    for index in (0, 5, 5 + len(first)):
+        np.testing.assert_array_equal(first[index]["inputs"], again[index]["inputs"])
+        assert not np.array_equal(first[index]["inputs"], other[index]["inputs"])
+
+
+def test_an_epoch_has_every_image_once():
+    labels = [int(example["labels"]) for example in Digits().build().train]
+    np.testing.assert_array_equal(np.bincount(labels), np.bincount(data.load()[0].labels))
 
 
 def test_shifts_move_down_and_right_and_repeat_the_edge():
-    image = np.arange(32.0 * 32).reshape(1, 1024, 1)
-    pixels = np.concatenate([image, image])
-    first, second = data.shifted(pixels, np.array([[0, 2], [0, -1]])).reshape(2, 32, 32)
-    square = image.reshape(32, 32)
-    np.testing.assert_array_equal(first, square)
-    np.testing.assert_array_equal(second[2:, :-1], square[:-2, 1:])
-    np.testing.assert_array_equal(second[0], second[2])
-    np.testing.assert_array_equal(second[:, -1], second[:, -2])
+    pixels = np.arange(32.0 * 32).reshape(1024, 1)
+    square = pixels.reshape(32, 32)
+    np.testing.assert_array_equal(data.shifted(pixels, 0, 0), pixels)
+    moved = data.shifted(pixels, 2, -1).reshape(32, 32)
+    np.testing.assert_array_equal(moved[2:, :-1], square[:-2, 1:])
+    np.testing.assert_array_equal(moved[0], moved[2])
+    np.testing.assert_array_equal(moved[:, -1], moved[:, -2])
