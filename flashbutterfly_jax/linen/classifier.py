@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from flashbutterfly_jax.linen.long_conv import LongConv
 from flashbutterfly_jax.linen.residual import ResidualBlock, make_norm
 from flashbutterfly_jax.models.classifier import Decoder, as_input, check_classifier
+from flashbutterfly_jax.models.embedding import embed
 from flashbutterfly_jax.models.layer import uniform_fan_in
 from flashbutterfly_jax.models.pooling import pair_features, pool
 from flashbutterfly_jax.models.residual import Norm
@@ -118,14 +119,14 @@ class SequenceClassifier(nn.Module):
     def _encode(self, x):
         if self.vocab_size is None:
             return self._dense(self.input_features, self.features, "encoder")(x)
-        return nn.Embed(
+        encoder = nn.Embed(
             self.vocab_size,
             self.features,
-            dtype=self.dtype,
             param_dtype=self.param_dtype,
             embedding_init=nn.initializers.normal(1.0),
             name="encoder",
-        )(x)
+        )
+        return embed(encoder.embedding.astype(self.dtype or self.param_dtype), x)
 
     def _blocks(self, x, lengths, deterministic):
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from flashbutterfly_jax.models.checks import resolve_deterministic
 from flashbutterfly_jax.models.classifier import Decoder, as_input, check_classifier
+from flashbutterfly_jax.models.embedding import embed
 from flashbutterfly_jax.models.layer import uniform_fan_in
 from flashbutterfly_jax.models.pooling import pair_features, pool
 from flashbutterfly_jax.models.residual import Norm
@@ -121,13 +122,18 @@ class SequenceClassifier(nnx.Module):
         def scan(x: Array, block: ResidualBlock) -> Array:
             return block(x, lengths=lengths, deterministic=deterministic)
 
-        h = scan(self.encoder(as_input(self, x)), self.blocks)
+        h = scan(self._encode(as_input(self, x)), self.blocks)
         if self.final_norm is not None:
             h = normalize(self.final_norm, h, deterministic)
         h = pool(h, "last" if self.decoder == "last" else "mean", lengths)
         if self.hidden is not None:
             h = jax.nn.gelu(self.hidden(pair_features(h)), approximate=False)
         return self.head(h)
+
+    def _encode(self, x: Array) -> Array:
+        if isinstance(self.encoder, nnx.Embed):
+            return embed(self.encoder.embedding[...].astype(self.encoder.dtype), x)
+        return self.encoder(x)
 
 
 def _make_encoder(input_features, vocab_size, features, precision, types, rngs):
