@@ -50,7 +50,7 @@ def markdown(records: list[Record]) -> str:
         mine = [record for record in records if record.device == device]
         rows = latest(mine)
         run = [record for record in mine if any(row.source is None for row in record.rows)]
-        provenance = "; ".join(f"{record.date[:10]}, jax {record.versions['jax']}" for record in run)
+        provenance = "; ".join(dict.fromkeys(f"{each.date[:10]}, jax {each.versions['jax']}" for each in run))
         sections.append(f"## {device}\n\n{f'Measured {provenance}.' if run else 'Nothing measured by this program.'}")
         sections += [table(panel, rows) for panel in dict.fromkeys(row.case[:4] for row in rows)]
         sources = list(dict.fromkeys(row.source for row in rows if row.source))

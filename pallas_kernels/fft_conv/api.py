@@ -260,21 +260,26 @@ def _run_blocked_forward(gates, u, pre_gate, post_gate, taps, *tables):
 def _run_blocked_backward(gates, u, pre_gate, post_gate, g, taps, *tables):
     """`_run_backward` likewise.
 
-    The cotangent of u is a convolution too, with the conjugate spectra at the opposite lags.
+    Where the backward kernel has no room for the cotangent of u, that is a convolution of its own, with the conjugate
+    spectra at the opposite lags.
     """
     config, lags = Config(u.shape[-1]), _lags(u, taps)
     spectra = _spectra(u, taps, config, *tables)
     x, pre_gate, post_gate = _with_channels(gates, u, pre_gate, post_gate)
-    backwards = jnp.flip(spectra, 2)
-    adjoint = jnp.stack([backwards[..., 0, :, :], -backwards[..., 1, :, :]], -3)
-    d_x = _blocked(g, post_gate, None, adjoint, (-lags[1], -lags[0]), *tables)
+    shapes = _blocked_shapes(x, pre_gate, post_gate, spectra, lags)
+    operands = x, g, *_present(x, pre_gate, post_gate)
+    if shapes.dx_fits:
+        d_x, d_spectra = blocked_sm90.backward(shapes)(*operands, spectra, *_in_dtype(x.dtype, *tables))
+    else:
+        (d_spectra,) = blocked_sm90.backward(shapes)(*operands, *_in_dtype(x.dtype, *tables))
+        backwards = jnp.flip(spectra, 2)
+        adjoint = jnp.stack([backwards[..., 0, :, :], -backwards[..., 1, :, :]], -3)
+        d_x = _blocked(g, post_gate, None, adjoint, (-lags[1], -lags[0]), *tables)
     shares = [d_x if pre_gate is None else _product(d_x, pre_gate)]
     if pre_gate is not None:
         shares.append(_product(d_x, x))
     if post_gate is not None:
         shares.append(_blocked(x, pre_gate, g, spectra, lags, *tables))
-    kernel = blocked_sm90.taps_gradient(_blocked_shapes(x, pre_gate, post_gate, spectra, lags))
-    d_spectra = kernel(x, g, *_present(x, pre_gate, post_gate), *_in_dtype(x.dtype, *tables))
     return *shares, _taps_cotangent(u, taps, config, d_spectra)
 
 

@@ -16,6 +16,7 @@ spectrum is read once. Rows of the batch never mix.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -81,8 +82,18 @@ class Shapes:
         return rest // (2 * matrix)
 
     @property
+    def dx_fits(self) -> bool:
+        """Whether the backward kernel has room for the spectra of the taps, and so for the cotangent of u."""
+        return len(self.lag_range) <= self.team * self.teams
+
+    @property
     def lag_range(self) -> range:
         return range(self.lags[0], self.lags[1] + 1)
+
+    @property
+    def spectra(self) -> tuple[int, int, int]:
+        """(D, C, lags)."""
+        return self.features, self.channels, len(self.lag_range)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,6 +279,8 @@ def forward(shapes: Shapes):
 
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left the slot
                     a = sums_of_products(*([(f1, x)] for f1 in complex_planes(scratch["f1"], fresh())))
+                    if gated:
+                        plgpu.commit_smem()  # the whole warpgroup has read x, which its spectrum replaces
                     b = _times(a, complex_planes(scratch["twiddle"], fresh()), dtype)
                     # One plane after the other: both, B and the rest need more than 128 registers.
                     for plane in (0, 1):
@@ -305,7 +318,7 @@ def forward(shapes: Shapes):
                 @when_block
                 def _():
                     mine = slot(fresh())
-                    (y,) = butterfly.inverse([(load(mine.at[0]), load(mine.at[1]))], [mine])
+                    (y,) = butterfly.inverse([(load(mine.at[0]), load(mine.at[1]))], [slot(fresh())])
                     zero = fresh()
                     mine = slot(zero)
                     if shapes.post_gates:
@@ -355,24 +368,31 @@ def forward(shapes: Shapes):
     )
 
 
-def taps_gradient(shapes: Shapes):
-    """The kernel (u, g, pre gate, post gate, f1, f2, twiddle, [31]) -> ds: the cotangent of spectra.
+def backward(shapes: Shapes):
+    """The kernel (u, g, pre gate, post gate, spectrum, f1, f2, twiddle, [31]) -> (dx, ds).
 
-    u is `(B, 1 or C, D, length, 64)`, g, the cotangent of the result, `(B, C, D, length, 64)`, and ds
-    `(parts, D, C, lags, 2, 64, 64)` in float32, to be summed over its parts:
+    With x = pre u, h = post g and their spectra X and H,
 
-        ds_l = sum over rows and m of conj(X_(m-l)) G_m
+        dx_j = Re F^-1(sum over m of conj(K_(m-j)) H_m),    ds_l = sum over rows and m of conj(X_(m-l)) H_m
 
-    A block of the grid adds up its item's rows in the result itself, 16 columns a warpgroup: for four lags that is
-    128 KB, more than is left on chip, but at home in L2 while the block works on it.
+    u is `(B, 1 or C, D, length, 64)`, g, the cotangent of the result, `(B, C, D, length, 64)`, as is dx, each channel's
+    share; ds is `(parts, D, C, lags, 2, 64, 64)` in float32, to be summed over its parts. An absent gate is not read.
+
+    For four lags ds is 128 KB, more than is left on chip. A block of the grid has a row's share of it added to the
+    result in L2 by TMA while it works on, 16 columns of a lag at a time: real and imaginary part side by side are rows
+    of 128 bytes, which TMA adds in one piece.
+
+    The spectra X and H of a row fill shared memory. Those of the taps come from L2 for each row, to the place of X once
+    it has been multiplied, if they fit there: `Shapes.dx_fits`. If not, the kernel is for ds alone, without the
+    spectrum among its arguments.
     """
     schedule = _Schedule(shapes)
     dtype, count, team_size, teams = shapes.dtype, shapes.count, shapes.team, shapes.teams
     lags = shapes.lag_range
     groups = team_size * teams
-    gated = shapes.pre_gates + shapes.post_gates > 0
+    has_gate = shapes.pre_gates > 0, shapes.post_gates > 0
 
-    def fft_conv_blocked_taps_gradient(u, g, pre_gate, post_gate, f1, f2, twiddle, shift, ds, scratch):
+    def body(u, g, pre_gate, post_gate, spectrum, f1, f2, twiddle, shift, dx, ds, scratch):
         shift_by = shift[0]
         group = lax.axis_index("warpgroup")
         team, member = (0, group) if teams == 1 else (group // team_size, lax.rem(group, team_size))
@@ -382,51 +402,51 @@ def taps_gradient(shapes: Shapes):
             return work if count == team_size else work & (member < count)
 
         def block_rows(zero):
-            """Of u and g. TMA reads zeros beyond the sequence."""
+            """Of the sequences. TMA reads zeros beyond them, and writes nothing there."""
             return pl.ds(pl.multiple_of((member + zero) * N1, N1), N1)
 
         def plane(which, part, zero):
-            """Of the spectrum of this warpgroup's block of u (0) or g (1)."""
+            """Of the spectrum of this warpgroup's block of x (0) or h (1)."""
             return scratch["planes"].at[(which * groups + group) * 2 + part + zero]
 
-        def inbox(zero):
-            return scratch["planes"].at[4 * groups + group + zero]
+        def arrived(which, part, zero):
+            """The barrier of the sequence (0) or the gate (1) that is copied to that plane."""
+            return barriers["arrived"].at[(which * 2 + part) * groups + group + zero]
 
-        def fetch(step, source, sequences, target, barrier, zero):
+        def fetch(which, step, zero):
+            """Starts the copies of this warpgroup's block of u (0) or g (1), and of its gate, at a step."""
             item, row, work = schedule.at(step + zero, team)
             channel, feature = schedule.place(item)
+            sources = (
+                ((u, shapes.sequences), (pre_gate, shapes.pre_gates)),
+                (
+                    (g, shapes.channels),
+                    (post_gate, shapes.post_gates),
+                ),
+            )
 
             @pl.when(with_block(work))
             def _():
-                plgpu.copy_gmem_to_smem(
-                    source.at[
-                        row,
-                        channel if sequences > 1 else 0,
-                        feature,
-                        pl.ds(pl.multiple_of((member + zero) * N1, N1), N1),
-                    ],
-                    target,
-                    barriers["arrived"].at[barrier * groups + group + zero],
-                )
+                for part, (source, sequences) in enumerate(sources[which][: 1 + has_gate[which]]):
+                    plgpu.copy_gmem_to_smem(
+                        source.at[row, channel if sequences > 1 else 0, feature, block_rows(zero)],
+                        plane(which, part, zero),
+                        arrived(which, part, zero),
+                    )
 
-        def fetch_u(step, zero):
-            fetch(step, u, shapes.sequences, plane(0, 0, zero) if gated else inbox(zero), 0, zero)
-            if shapes.pre_gates:
-                fetch(step, pre_gate, shapes.pre_gates, inbox(zero), 2, zero)
-
-        fetch_u(jnp.int32(0), 0)
+        fetch(0, jnp.int32(0), 0)
 
         @pl.when(group == 0)
         def _():
             for name, table in (("f1", f1), ("f2", f2), ("twiddle", twiddle)):
-                for plane in range(2):
-                    plgpu.copy_gmem_to_smem(table.at[plane], scratch[name].at[plane], barriers["tables"])
+                for part in range(2):
+                    plgpu.copy_gmem_to_smem(table.at[part], scratch[name].at[part], barriers["tables"])
 
         plgpu.barrier_wait(barriers["tables"])
 
-        def meet(zero):
-            plgpu.barrier_arrive(barriers["all"].at[zero])
-            plgpu.barrier_wait(barriers["all"].at[zero])
+        def meet(which, zero):
+            plgpu.barrier_arrive(barriers["all"].at[which + zero])
+            plgpu.barrier_wait(barriers["all"].at[which + zero])
 
         @pl.loop(0, schedule.steps)
         def _(step):
@@ -436,116 +456,161 @@ def taps_gradient(shapes: Shapes):
             def fresh(turn=0):
                 return lax.shift_right_logical(step + turn + next(zeros), shift_by)
 
+            butterfly = _FreshZeros(scratch, fresh)
+
             def transform(which):
-                plgpu.barrier_wait(barriers["arrived"].at[which * groups + group + fresh(which)])
-                if gated:
-                    x = plane(which, 0, fresh(which))
+                plgpu.barrier_wait(arrived(which, 0, fresh(which)))
+                x = plane(which, 0, fresh(which))
 
-                    def multiply(x=x):
-                        plgpu.barrier_wait(barriers["arrived"].at[(2 + which) * groups + group + fresh(which)])
-                        x[...] = _gated(load(x), load(inbox(fresh(which))), dtype)
-                        plgpu.commit_smem()
+                def multiply(x=x):
+                    plgpu.barrier_wait(arrived(which, 1, fresh(which)))
+                    x[...] = _gated(load(x), load(plane(which, 1, fresh(which))), dtype)
+                    plgpu.commit_smem()
 
-                    has_gate = shapes.pre_gates > 0, shapes.post_gates > 0
+                if any(has_gate):
                     pl.when(((which == 0) & has_gate[0]) | ((which == 1) & has_gate[1]))(multiply)
-                else:
-                    x = scratch["planes"].at[
-                        jnp.where(which == 0, 4 * groups + group, (groups + group) * 2) + fresh(which)
-                    ]
                 a = sums_of_products(*([(f1, x)] for f1 in complex_planes(scratch["f1"], fresh(which))))
+                plgpu.commit_smem()  # the whole warpgroup has read x, which its spectrum replaces
                 b = _times(a, complex_planes(scratch["twiddle"], fresh(which)), dtype)
                 for part in (0, 1):
                     top, bottom = complex_planes(scratch["f2"].at[:, :, pl.ds(part * TILE, TILE)], fresh(which))
                     (z,) = sums_of_products([(b[0], top), (b[1], bottom)])
                     plane(which, part, fresh(which))[...] = z.astype(dtype)
-                plgpu.commit_smem()  # the whole warpgroup has read x
 
-                def refill_inbox():
-                    if shapes.post_gates:
-                        fetch(step, post_gate, shapes.post_gates, inbox(fresh(which)), 3, fresh(which))
-                    elif not gated:
-                        fetch_u(step + 1, fresh(which))
-
-                pl.when(which == 0)(refill_inbox)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last dx has left its place
 
             @pl.when(with_block(work))
             def _():
-                fetch(step, g, shapes.channels, plane(1, 0, fresh()), 1, fresh())
+                fetch(1, step, fresh())
                 pl.loop(0, 2)(transform)
 
             def add_nothing():
                 for which in (0, 1):
                     for part in (0, 1):
                         plane(which, part, fresh())[...] = jnp.zeros((N1, TILE), dtype)
-                fetch_u(step + 1, fresh())
 
             if teams > 1:  # a row that is not there
                 pl.when(any_work & jnp.logical_not(work))(add_nothing)
 
+            def own_columns(planes, zero):
+                """This warpgroup's 16 columns of two planes."""
+                columns = pl.ds(pl.multiple_of((group + zero) * CHUNK, CHUNK), CHUNK)
+                return [planes.at[part, :, columns] for part in (0, 1)]
+
+            def spectra(which, zero):
+                """Those columns of every block of each team's row."""
+                first = [[(which * groups + t * team_size + j) * 2 for j in range(count)] for t in range(teams)]
+                return [[own_columns(scratch["planes"].at[pl.ds(i + zero, 2)], zero) for i in row] for row in first]
+
+            def values(rows):
+                return [[[load(part) for part in planes] for planes in row] for row in rows]
+
             @pl.when(any_work)
             def _():
-                meet(fresh())
+                plgpu.commit_smem()
+                meet(0, fresh())
                 channel, feature = schedule.place(item)
-                zero = fresh()
-                columns = pl.ds(pl.multiple_of((group + zero) * CHUNK, CHUNK), CHUNK)
+                xs, hs = values(spectra(0, fresh())), values(spectra(1, fresh()))
+                plgpu.commit_smem()  # something else takes the place of what has been read
+                meet(1, fresh())
+                if not shapes.dx_fits:
+                    fetch(0, step + 1, fresh())
+                else:
 
-                def chunk(which, t, j):
-                    first = (which * groups + t * team_size + j) * 2 + zero
-                    return [load(scratch["planes"].at[first + part, :, columns]) for part in (0, 1)]
+                    @pl.when(group == 0)
+                    def _():
+                        for lag, part in itertools.product(range(len(lags)), (0, 1)):
+                            plgpu.copy_gmem_to_smem(
+                                spectrum.at[feature, channel, lag, part],
+                                scratch["planes"].at[lag * 2 + part + fresh()],
+                                barriers["taps"],
+                            )
 
-                xs = [[chunk(0, t, j) for j in range(count)] for t in range(teams)]
-                gs = [[chunk(1, t, j) for j in range(count)] for t in range(teams)]
                 begins = lax.rem(step, schedule.rounds) == 0
-                for at, some in itertools.product(range(0, CHUNK, _STEP), _fours(lags)):
-                    targets = [
-                        ds.at[
-                            lax.rem(item, schedule.splits),
-                            feature,
-                            channel,
-                            lag - lags[0],
-                            part,
-                            :,
-                            pl.ds((group + zero) * CHUNK + at, _STEP),
+                place = lax.rem(item, schedule.splits) * schedule.spectra + feature * shapes.channels + channel
+                plgpu.wait_smem_to_gmem(0)  # in order, or else the sums would depend on chance
+
+                def add(lag):
+                    sums = _block_correlations(xs, hs, lag)
+                    zero = fresh()
+                    share = scratch["sums"].at[group + zero]
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                    share[...] = sums
+                    plgpu.commit_smem()
+                    target = ds.at[place * len(lags) + lag - lags[0], group + zero]
+                    pl.when(begins)(functools.partial(plgpu.copy_smem_to_gmem, share, target))
+                    add = functools.partial(plgpu.copy_smem_to_gmem, share, target, reduction_op="add")
+                    pl.when(jnp.logical_not(begins))(add)
+
+                for lag in lags:
+                    if shapes.dx_fits:
+                        add(lag)
+                    else:  # a branch that is always taken: without it the compiler keeps X and H, which this lag needs
+                        # in float32, for the next lag, and spills 144 to 260 bytes
+                        pl.when(fresh() == 0)(functools.partial(add, lag))
+
+                if shapes.dx_fits:
+                    plgpu.barrier_wait(barriers["taps"])
+                    zero = fresh()
+                    for row in spectra(1, zero):
+                        ks = [
+                            own_columns(scratch["planes"].at[pl.ds(lag * 2 + zero, 2)], zero)
+                            for lag in range(len(lags))
                         ]
-                        for lag in some
-                        for part in (0, 1)
-                    ]
+                        (hs_of_row,), (ks,) = values([row]), values([ks])
+                        products = _block_products(hs_of_row, ks, shapes, adjoint=True)
+                        for planes, product in zip(row, products, strict=True):
+                            for part in (0, 1):
+                                planes[part][...] = product[part]
+                    plgpu.commit_smem()
+                    meet(0, fresh())
+                    fetch(0, step + 1, fresh())
 
-                    def sums_so_far(targets=targets):  # all at once: each is a round trip to L2
-                        return tuple(plgpu.load(x, layout=plgpu.Layout.WGMMA, optimized=False) for x in targets)
+            def transform_back():
+                product = [load(plane(1, part, fresh())) for part in (0, 1)]
+                mine = scratch["planes"].at[pl.ds((groups + group) * 2 + fresh(), 2)]
+                (result,) = butterfly.inverse([product], [mine])
+                plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
+                zero = fresh()
+                plane(1, 1, zero)[...] = result.astype(dtype)
+                plgpu.commit_smem()
+                this, row, _ = schedule.at(step + zero, team)
+                channel, feature = schedule.place(this)
+                plgpu.copy_smem_to_gmem(plane(1, 1, zero), dx.at[row, channel, feature, block_rows(zero)])
 
-                    def nothing(targets=targets):
-                        zeros = jnp.zeros((N1, _STEP), F32)
-                        return tuple(plgpu.layout_cast(zeros, plgpu.Layout.WGMMA) for _ in targets)
-
-                    sums = lax.cond(begins, nothing, sums_so_far)
-                    sums = _add_block_correlations(sums, xs, gs, slice(at, at + _STEP), some)
-                    for target, total in zip(targets, sums, strict=True):
-                        target[...] = total
-                plgpu.commit_smem()  # the next rows replace what has been read
-                meet(fresh())
-                if gated:
-                    fetch_u(step + 1, fresh())
+            if shapes.dx_fits:
+                pl.when(with_block(work))(transform_back)
 
             @pl.when(jnp.logical_not(any_work))
             def _():
-                fetch_u(step + 1, fresh())
+                fetch(0, step + 1, fresh())
+
+        plgpu.wait_smem_to_gmem(0)
+
+    def fft_conv_blocked_backward(u, g, pre_gate, post_gate, spectrum, f1, f2, twiddle, shift, dx, ds, scratch):
+        body(u, g, pre_gate, post_gate, spectrum, f1, f2, twiddle, shift, dx, ds, scratch)
+
+    def fft_conv_blocked_taps_gradient(u, g, pre_gate, post_gate, f1, f2, twiddle, shift, ds, scratch):
+        body(u, g, pre_gate, post_gate, None, f1, f2, twiddle, shift, None, ds, scratch)
 
     scratch = {
         "f1": matrices((2, N1, N1), dtype, columns=CHUNK),
         "f2": matrices((2, TILE, 2 * TILE), dtype, columns=TILE),
         "twiddle": matrices((2, N1, TILE), dtype, columns=CHUNK),
-        "planes": matrices((5 * groups, N1, TILE), dtype, columns=CHUNK),
+        "planes": matrices((4 * groups, N1, TILE), dtype, columns=CHUNK),
+        "sums": matrices((groups, N1, 2 * CHUNK), F32),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=6),
-            "arrived": plgpu.Barrier(num_arrivals=1, num_barriers=(4 if gated else 2) * groups),
+            "taps": plgpu.Barrier(num_arrivals=2 * len(lags)),
+            "arrived": plgpu.Barrier(num_arrivals=1, num_barriers=(4 if any(has_gate) else 3) * groups),
             "all": plgpu.Barrier(num_arrivals=groups, num_barriers=2),
         },
     }
-    out = (schedule.splits, shapes.features, shapes.channels, len(lags), 2, N1, TILE)
-    return plgpu.kernel(
-        fft_conv_blocked_taps_gradient,
-        out_type=jax.ShapeDtypeStruct(out, F32),
+    dx = jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype)
+    ds = jax.ShapeDtypeStruct((schedule.splits * schedule.spectra * len(lags), groups, N1, 2 * CHUNK), F32)
+    kernel = plgpu.kernel(
+        fft_conv_blocked_backward if shapes.dx_fits else fft_conv_blocked_taps_gradient,
+        out_type=(dx, ds) if shapes.dx_fits else (ds,),
         scratch_types={"scratch": scratch},
         grid=(schedule.grid,),
         grid_names=("block",),
@@ -554,31 +619,35 @@ def taps_gradient(shapes: Shapes):
         compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
     )
 
+    def run(*operands):
+        *dx, ds = kernel(*operands)
+        ds = ds.reshape(-1, *shapes.spectra, groups, N1, 2, CHUNK)
+        return *dx, jnp.moveaxis(ds, (-2, -4), (-4, -2)).reshape(-1, *shapes.spectra, 2, N1, TILE)
 
-def _fours(lags: range) -> list[range]:
-    """The lags, at most four at a time: the sums of more do not fit in registers."""
-    return [lags[i : i + 4] for i in range(0, len(lags), 4)]
+    return run
 
 
-def _add_block_correlations(sums, xs, gs, columns: slice, lags: range):
-    """Adds conj(X_(m-l)) G_m of all rows and blocks to the planes of each lag, in float32."""
-
-    def planes(blocks):
-        return [[_float(*(plane[:, columns] for plane in block)) for block in row] for row in blocks]
-
-    xs, gs = planes(xs), planes(gs)
-    totals: list[Any] = []
-    for lag, re, im in zip(lags, sums[::2], sums[1::2], strict=True):
+def _block_correlations(xs, gs, lag: int):
+    """[re | im] of conj(X_(m-lag)) G_m, summed over all rows and blocks: a few columns at a time, in float32."""
+    parts: tuple[list, list] = ([], [])
+    for at in range(0, CHUNK, _STEP):
+        columns = slice(at, at + _STEP)
+        re = im = None
         for x_row, g_row in zip(xs, gs, strict=True):
             for m in range(max(0, lag), min(len(g_row), len(g_row) + lag)):
-                (a, b), (c, d) = x_row[m - lag], g_row[m]
-                re, im = re + a * c + b * d, im + a * d - b * c
-        totals += [re, im]
-    return totals
+                (a, b), (c, d) = (_float(*(plane[:, columns] for plane in z)) for z in (x_row[m - lag], g_row[m]))
+                re = a * c + b * d if re is None else re + a * c + b * d
+                im = a * d - b * c if im is None else im + a * d - b * c
+        for part, total in zip(parts, (re, im), strict=True):
+            part.append(total)
+    return lax.concatenate([*parts[0], *parts[1]], 1)
 
 
-def _block_products(xs, ks, shapes: Shapes):
-    """conj(Y_m) of every block for some columns: pairs of planes, 8 columns at a time in float32."""
+def _block_products(xs, ks, shapes: Shapes, adjoint: bool = False):
+    """Pairs of planes of conj(Y_m) of every block for some columns, 8 columns at a time in float32.
+
+    The adjoint is that of Y_j = sum_m conj(K_(m-j)) X_m.
+    """
     halves = []
     for at in range(0, CHUNK, _STEP):
         columns = slice(at, at + _STEP)
@@ -587,12 +656,19 @@ def _block_products(xs, ks, shapes: Shapes):
         for k, lag in zip(ks, shapes.lag_range, strict=True):
             c, d = _float(*(plane[:, columns] for plane in k))
             for m in range(max(0, lag), min(shapes.count, shapes.count + lag)):
-                a, b = x[m - lag]
-                re, im = ys[m] or (None, None)  # in this order each line is two fused operations
-                ys[m] = (
-                    a * c - b * d if re is None else re + a * c - b * d,
-                    -(a * d) - b * c if im is None else im - a * d - b * c,
-                )
+                source, target = (m, m - lag) if adjoint else (m - lag, m)
+                a, b = x[source]
+                re, im = ys[target] or (None, None)  # in this order each line is two fused operations
+                if adjoint:
+                    ys[target] = (
+                        a * c + b * d if re is None else re + a * c + b * d,
+                        a * d - b * c if im is None else im + a * d - b * c,
+                    )
+                else:
+                    ys[target] = (
+                        a * c - b * d if re is None else re + a * c - b * d,
+                        -(a * d) - b * c if im is None else im - a * d - b * c,
+                    )
         zero = jnp.zeros_like(x[0][0])
         halves.append([(zero, zero) if y is None else y for y in ys])
     return [

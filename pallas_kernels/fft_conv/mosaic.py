@@ -13,10 +13,10 @@ _STEP = 8
 """Columns that elementwise work takes at a time, the narrowest a value in registers is cut to."""
 
 
-def _tiled(columns: int):
-    """The shared-memory layout of 16-bit rows of that many columns that TMA writes and the tensor cores read."""
-    swizzle = min(2 * columns, 128)
-    tiling = plgpu.TilingTransform((8, swizzle // 2))  # type: ignore[abstract]
+def _tiled(columns: int, itemsize: int):
+    """The shared-memory layout of rows of that many numbers that TMA writes and the tensor cores read."""
+    swizzle = min(itemsize * columns, 128)
+    tiling = plgpu.TilingTransform((8, swizzle // itemsize))  # type: ignore[abstract]
     return tiling, plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
 
 
@@ -25,7 +25,7 @@ def matrices(shape, dtype, columns: int | None = None):
 
     What only elementwise work reads is laid out for `CHUNK` columns, to be read in such pieces.
     """
-    return plgpu.SMEM(shape, dtype, transforms=_tiled(columns or shape[-1]))
+    return plgpu.SMEM(shape, dtype, transforms=_tiled(columns or shape[-1], jnp.dtype(dtype).itemsize))
 
 
 def load(ref):

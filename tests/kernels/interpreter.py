@@ -1,4 +1,4 @@
-"""Pallas' interpreter of GPU kernels, with the product whose left factor is in registers, which JAX 0.11 lacks.
+"""Pallas' interpreter of GPU kernels, with what JAX 0.11 lacks: left factors in registers, copies that add.
 
 What it cannot see: that products are asynchronous, and whether a matrix was committed before one reads it.
 """
@@ -6,6 +6,7 @@ What it cannot see: that products are asynchronous, and whether a matrix was com
 import contextlib
 import functools
 from collections.abc import Iterator
+from unittest import mock
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -19,6 +20,7 @@ TESTED_VERSIONS = ((0, 11),)  # of JAX: what is replaced here is private to it
 
 _Interpreter = jaxpr_interpret.JaxprInterpreter
 _product_from_shared_memory = _Interpreter._interpret_wgmma_ref_p
+_copy = gpu_callbacks.copy_smem_to_gmem
 
 
 @contextlib.contextmanager
@@ -27,6 +29,7 @@ def interpreted() -> Iterator[None]:
     assert jax.__version_info__[:2] in TESTED_VERSIONS, f"tests.kernels.interpreter does not know JAX {jax.__version__}"
     with (
         _with_products_from_registers(),
+        mock.patch.object(gpu_callbacks, "copy_smem_to_gmem", _copy_or_add),
         _without_optimisation(),
         plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)),
     ):
@@ -96,3 +99,39 @@ def _accumulate(*, token, mesh_location, thread, acc, acc_at, a, b, b_at, source
     total = total + np.matmul(np.asarray(a), read(b, b_at), dtype=total.dtype)
     memory.store_buffer_content(*place(acc, acc_at), total, thread, logging_info=info)
     return token
+
+
+class _Add(gpu_callbacks.AsyncCopySmemToGmemTask):
+    """The asynchronous copy, which the interpreter runs at once, and then what was there before."""
+
+    def pre_read(self, tma_thread_id, shared_memory):
+        super().pre_read(tma_thread_id, shared_memory)
+        self.before = self._destination(shared_memory)
+
+    def post_write(self, tma_thread_id, shared_memory):
+        total = self.before + self._destination(shared_memory)
+        shared_memory.store_buffer_content(self.dst_allocation_key, self.dst_access, total, self.thread)
+        super().post_write(tma_thread_id, shared_memory)
+
+    def _destination(self, shared_memory):
+        content, *_ = shared_memory.get_buffer_content(self.dst_allocation_key, self.dst_access, self.thread)
+        return np.array(content)
+
+
+@gpu_callbacks.fail_on_exception
+def _copy_or_add(*, reduction_op, **arguments):
+    if reduction_op is None:
+        return _copy(reduction_op=None, **arguments)
+    assert reduction_op == "add"
+    memory, thread = gpu_callbacks._get_shared_memory(), arguments["thread"]
+    places = {}
+    for name in ("src", "dst"):
+        key = gpu_callbacks.HostAllocationKey.from_array(arguments[f"{name}_allocation_key_as_array"])
+        at = gpu_callbacks._remove_noop_transforms(arguments[f"{name}_transforms"])
+        places |= {f"{name}_allocation_key": key, f"{name}_access": memory.access(key, jax.tree.map(int, at))}
+    clock = memory.incr_clock(thread)
+    mesh_location, source_info = arguments["mesh_location"], arguments["source_info"]
+    memory.execute_async_task(
+        _Add(mesh_location=mesh_location, thread=thread, source_info=source_info, clock=clock, **places)
+    )
+    return arguments["token"]

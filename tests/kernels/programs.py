@@ -110,14 +110,15 @@ def _blocked_operands(shapes: blocked_sm90.Shapes):
 def _blocked_forward(program: Program):
     shapes = _blocked_shapes(program)
     u, tables = _blocked_operands(shapes)
-    spectra = jax.ShapeDtypeStruct((FEATURES, 1, len(shapes.lag_range), 2, N1, TILE), shapes.dtype)
+    spectra = jax.ShapeDtypeStruct((*shapes.spectra, 2, N1, TILE), shapes.dtype)
     return blocked_sm90.forward(shapes), (u, u, u, spectra, *tables)
 
 
-def _blocked_taps_gradient(program: Program):
+def _blocked_backward(program: Program):
     shapes = _blocked_shapes(program)
     u, tables = _blocked_operands(shapes)
-    return blocked_sm90.taps_gradient(shapes), (u, u, u, u, *tables)
+    spectra = jax.ShapeDtypeStruct((*shapes.spectra, 2, N1, TILE), shapes.dtype)
+    return blocked_sm90.backward(shapes), (u, u, u, u, *[spectra] * shapes.dx_fits, *tables)
 
 
 def _spectrum(program: Program):
@@ -166,9 +167,21 @@ PROGRAMS = (
     ),
     *(
         Program(
-            "gradient of the taps", _blocked_taps_gradient, blocks, dtype, options, "fft_conv_blocked_taps_gradient"
+            "backward" if fits else "gradient of the taps",
+            _blocked_backward,
+            Blocks(count, lags),
+            dtype,
+            options,
+            f"fft_conv_blocked_{'backward' if fits else 'taps_gradient'}",
         )
-        for blocks in (Blocks(n, lags) for n in (2, 3, 4) for lags in ((0, n - 1), (1 - n, n - 1)))
+        for count, lags, fits in (
+            (2, (0, 1), True),
+            (2, (-1, 1), True),
+            (3, (0, 2), True),
+            (3, (-2, 2), False),
+            (4, (0, 3), True),
+            (4, (-3, 3), False),
+        )
         for dtype in DTYPES
         for options in (False, True)
     ),

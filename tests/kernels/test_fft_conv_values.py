@@ -105,10 +105,11 @@ def test_blocks_take_several_turns(name):
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            Case(12000, 40, circular=True, skip=True, post_gate="shared", batch=(2,), features=1),
+            Case(12000, 40, circular=True, post_gate="shared", batch=(2,), features=1),
             "bfloat16",
             marks=pytest.mark.slow,
         ),
+        pytest.param(Case(12000, 12000, pre_gate=True, batch=(2,), features=1), "bfloat16", marks=pytest.mark.slow),
         pytest.param(
             Case(16384, 16384, True, pre_gate=True, batch=(2,), features=1), "bfloat16", marks=pytest.mark.slow
         ),

@@ -2,7 +2,7 @@
 
 A few of the interpreted combinations are in the fast lane: each mode with three classes of lengths and every dtype,
 each class with three modes. On a machine with a Hopper GPU, `python -m pytest -m gpu tests/kernels` runs all of them at
-the sizes of a model, some ten minutes, and `-k float16` a third; `tests/gpu.ini` is for one without the `dev` extra.
+the sizes of a model, half a minute each, so that `-k` is of use; `tests/gpu.ini` is for one without the `dev` extra.
 """
 
 import functools

@@ -130,8 +130,8 @@ def _later_blocks_forgotten(xs, ks, shapes, products=blocked_sm90._block_product
     return products(xs, [ks[0], *([0 * plane for plane in k] for k in ks[1:])], shapes)
 
 
-def _next_lag(sums, xs, gs, columns, lags, add=blocked_sm90._add_block_correlations):
-    return add(sums, xs, gs, columns, range(lags.start + 1, lags.stop + 1))
+def _previous_lag(xs, gs, lag, correlations=blocked_sm90._block_correlations):
+    return correlations(xs, gs, lag - 1)
 
 
 PLAIN = Case(256, 256, batch=(1,), features=1)
@@ -162,7 +162,7 @@ STEPS = {
     "product of the spectra of u and g": ("kernel", PLAIN, [(kernel_sm90, "_correlate", _uncorrelated)]),
     "conjugate product of taps and g": ("u", PLAIN, [(kernel_sm90, "_conj_correlate", _not_conjugated)]),
     "products of blocks": ("y", BLOCKS, [(blocked_sm90, "_block_products", _later_blocks_forgotten)]),
-    "products of blocks for the taps": ("kernel", BLOCKS, [(blocked_sm90, "_add_block_correlations", _next_lag)]),
+    "products of blocks for the taps": ("kernel", BLOCKS, [(blocked_sm90, "_block_correlations", _previous_lag)]),
     "transform of the gradient of the taps": ("kernel", PLAIN, [(api, "tap_cotangent", _negative(api.tap_cotangent))]),
 }
 FAST = ("conjugate of the product with the taps", "last product", "product of the spectra of u and g")

@@ -15,34 +15,60 @@ from tests.kernels.programs import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Program -> bytes of the stack, bytes spilled to it and read back. What ought to be empty: with four warpgroups a
-# thread has 128 registers, of which the kernels by blocks need one or two more, and up to eight with seven lags.
-SPILLS = {
-    "forward, 2 blocks, lags 0 to 1, float16, options on": (8, 8),
-    "forward, 2 blocks, lags -1 to 0, float16, options on": (8, 8),
+# What ought to be empty. With four warpgroups a thread has 128 registers, with three 168. Configurations that spill or
+# serialise their products are here because they were measured to be faster than any that does not: by 11 % for gated
+# sequences of 1024 and 2048 steps, by 14 % for the backward kernel of 2048, by 1 to 5 % for the others. The kernels by
+# blocks have one configuration.
+SPILLS = {  # program -> bytes of the stack, bytes spilled to it and read back
+    "forward, gated, n2 = 16, bfloat16, options on": (32, 76),
+    "forward, gated, n2 = 16, float16, options off": (24, 84),
+    "forward, gated, n2 = 16, float16, options on": (8, 8),
+    "forward, gated, n2 = 32, bfloat16, options on": (8, 16),
+    "forward, gated, n2 = 32, float16, options on": (8, 16),
+    "forward, two channels, n2 = 32, bfloat16, options off": (24, 60),
+    "forward, two channels, n2 = 32, bfloat16, options on": (24, 60),
+    "forward, two channels, n2 = 32, float16, options off": (24, 60),
+    "forward, two channels, n2 = 32, float16, options on": (24, 60),
+    "forward, two channels, gated, n2 = 32, bfloat16, options off": (48, 104),
+    "forward, two channels, gated, n2 = 32, bfloat16, options on": (32, 88),
+    "forward, two channels, gated, n2 = 32, float16, options off": (48, 104),
+    "forward, two channels, gated, n2 = 32, float16, options on": (32, 88),
+    "backward, n2 = 32, bfloat16, options on": (16, 28),
+    "forward, 2 blocks, lags 0 to 1, bfloat16, options on": (8, 8),
+    "forward, 2 blocks, lags -1 to 0, bfloat16, options on": (8, 8),
     "forward, 2 blocks, lags -1 to 1, bfloat16, options on": (8, 8),
-    "forward, 2 blocks, lags -1 to 1, float16, options off": (8, 8),
-    "forward, 2 blocks, lags -1 to 1, float16, options on": (8, 8),
-    "forward, 3 blocks, lags 0 to 2, bfloat16, options off": (8, 8),
-    "forward, 3 blocks, lags 0 to 2, bfloat16, options on": (8, 8),
-    "forward, 3 blocks, lags 0 to 2, float16, options on": (8, 8),
-    "forward, 3 blocks, lags -2 to 0, bfloat16, options off": (8, 8),
-    "forward, 3 blocks, lags -2 to 0, bfloat16, options on": (8, 8),
-    "forward, 3 blocks, lags -2 to 0, float16, options on": (8, 8),
-    "forward, 3 blocks, lags -2 to 2, bfloat16, options off": (8, 8),
-    "forward, 3 blocks, lags -2 to 2, bfloat16, options on": (8, 8),
-    "forward, 3 blocks, lags -2 to 2, float16, options on": (8, 8),
-    "forward, 4 blocks, lags 0 to 3, bfloat16, options on": (8, 16),
-    "forward, 4 blocks, lags 0 to 3, float16, options on": (8, 8),
+    "forward, 4 blocks, lags 0 to 3, bfloat16, options on": (8, 8),
     "forward, 4 blocks, lags -3 to 0, bfloat16, options off": (8, 8),
     "forward, 4 blocks, lags -3 to 0, bfloat16, options on": (8, 16),
     "forward, 4 blocks, lags -3 to 0, float16, options on": (8, 16),
     "forward, 4 blocks, lags 1 to 3, bfloat16, options on": (8, 8),
+    "forward, 4 blocks, lags 1 to 3, float16, options off": (8, 8),
     "forward, 4 blocks, lags 1 to 3, float16, options on": (8, 8),
-    "gradient of the taps, 4 blocks, lags -3 to 3, bfloat16, options off": (16, 32),
-    "gradient of the taps, 4 blocks, lags -3 to 3, bfloat16, options on": (24, 48),
-    "gradient of the taps, 4 blocks, lags -3 to 3, float16, options off": (16, 32),
-    "gradient of the taps, 4 blocks, lags -3 to 3, float16, options on": (32, 64),
+    "backward, 2 blocks, lags 0 to 1, bfloat16, options off": (24, 48),
+    "backward, 2 blocks, lags 0 to 1, bfloat16, options on": (32, 64),
+    "backward, 2 blocks, lags 0 to 1, float16, options off": (24, 48),
+    "backward, 2 blocks, lags 0 to 1, float16, options on": (24, 40),
+    "backward, 2 blocks, lags -1 to 1, bfloat16, options off": (32, 104),
+    "backward, 2 blocks, lags -1 to 1, bfloat16, options on": (32, 104),
+    "backward, 2 blocks, lags -1 to 1, float16, options off": (32, 96),
+    "backward, 2 blocks, lags -1 to 1, float16, options on": (24, 48),
+    "backward, 3 blocks, lags 0 to 2, bfloat16, options off": (24, 48),
+    "backward, 3 blocks, lags 0 to 2, bfloat16, options on": (32, 64),
+    "backward, 3 blocks, lags 0 to 2, float16, options off": (24, 48),
+    "backward, 3 blocks, lags 0 to 2, float16, options on": (24, 48),
+    "backward, 4 blocks, lags 0 to 3, bfloat16, options off": (40, 140),
+    "backward, 4 blocks, lags 0 to 3, bfloat16, options on": (64, 204),
+    "backward, 4 blocks, lags 0 to 3, float16, options off": (48, 100),
+    "backward, 4 blocks, lags 0 to 3, float16, options on": (72, 180),
+}
+SERIALIZED = {  # programs whose products wait for each other, as registers are short
+    "forward, n2 = 32, float16, options off",
+    "forward, n2 = 32, float16, options on",
+    "forward, gated, n2 = 16, bfloat16, options off",
+    "forward, gated, n2 = 32, bfloat16, options off",
+    "forward, gated, n2 = 32, float16, options off",
+    "forward, two channels, n2 = 32, float16, options off",
+    "forward, two channels, n2 = 32, float16, options on",
 }
 
 
@@ -62,9 +88,11 @@ def test_nothing_spills_but_what_is_known_to():
     assert {name: (row["stack"], row["spilled"]) for name, row in rows if row["stack"] or row["spilled"]} == SPILLS
 
 
-def test_the_compiler_had_nothing_to_say_and_there_is_room():
+def test_the_compiler_had_nothing_else_to_say_and_there_is_room():
     for name, row in resources.table().items():
-        assert row["notes"] == [], name
+        assert ["are serialized due to insufficient register" in note for note in row["notes"]] == [True] * (
+            name in SERIALIZED
+        ), name
         assert row["shared"] <= SHARED_MEMORY_BYTES, name
         assert row["registers"] <= 255, name
 
