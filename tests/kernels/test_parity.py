@@ -23,7 +23,9 @@ BATCH, FEATURES = 64, 768
 
 
 def in_the_fast_lane(mode: int, length: int, dtype: int) -> bool:
-    return (mode + length) % 2 == 0 and (mode + length) // 2 % len(DTYPES) == dtype
+    """None of the largest, which take half a minute each: `test_fft_conv_values` has several blocks there."""
+    short = list(LENGTHS)[length] != "largest"
+    return short and (mode + length) % 2 == 0 and (mode + length) // 2 % len(DTYPES) == dtype
 
 
 def combinations():
@@ -35,7 +37,7 @@ def combinations():
 def test_the_fast_lane_has_some_of_everything():
     fast = [(i, j, k) for (i, _), (j, _), (k, _) in COMBINATIONS if in_the_fast_lane(i, j, k)]
     assert {(i, k) for i, _, k in fast} == set(itertools.product(range(len(MODES)), range(len(DTYPES))))
-    assert {j for _, j, _ in fast} == set(range(len(LENGTHS)))
+    assert {j for _, j, _ in fast} == set(range(len(LENGTHS) - 1))
 
 
 @pytest.mark.parametrize(("mode", "name", "dtype"), list(combinations()))
