@@ -15,8 +15,10 @@ import tyro
 from rich.console import Console
 
 from experiments.common.errors import RunError
+from experiments.common.figures import learning_curves
 from experiments.common.task import Recipe
 from experiments.common.train import Result, train
+from experiments.common.workdir import write_whole
 
 type Recipes = Mapping[str, Mapping[str, Recipe]]
 """By task and preset. The first preset of a task is its default."""
@@ -82,8 +84,10 @@ def main(recipes: Recipes, prog: str, finish: Callable[[Any, Result, Path], None
     try:
         start_processes(command)
         result = train(command.recipe, folder, profile_steps=command.profile_steps, console=Console())
-        if finish is not None and jax.process_index() == 0:
-            finish(command.recipe, result, folder)
+        if jax.process_index() == 0:
+            write_whole(folder / "learning_curves.png", learning_curves(result.rows))
+            if finish is not None:
+                finish(command.recipe, result, folder)
     except (RunError, FloatingPointError, NotImplementedError) as error:
         raise SystemExit(f"error: {error}") from error
     except OSError as error:

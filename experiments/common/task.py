@@ -136,6 +136,11 @@ class Recipe(ABC):
             raise ValueError(f"{name} must be {expected}; got {getattr(self, name)}.")
 
     @property
+    def whereabouts(self) -> tuple[str, ...]:
+        """Options that say where something is, or how fast to make it, and not what: a run may go on with others."""
+        return ()
+
+    @property
     def schedule_steps(self) -> int:
         """After which the learning rates are zero."""
         return self.steps if self.decay_steps is None else self.decay_steps

@@ -8,7 +8,6 @@ import os
 import platform
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax
 
 from experiments.common.errors import RunError
 from experiments.common.task import Recipe
+from pallas_kernels.records import package_versions
 
 LIBRARIES = ("flashbutterfly-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -34,6 +34,7 @@ class Workdir:
         self.folder = folder
         self.checkpoints = folder.absolute() / "checkpoints"
         self._run_file = folder / "run.json"
+        self._whereabouts = recipe.whereabouts
         self._recipe = json.loads(json.dumps({"name": type(recipe).__name__, **asdict(recipe)}, default=str))
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -46,11 +47,17 @@ class Workdir:
             raise RunError(
                 f"workdir must be a folder that can be made and written to; got {folder} ({error.strerror or error})."
             ) from error
-        if present and "run.json" not in present:
+        if present and "run.json" not in present and not self._killed_at_once(present):
             raise RunError(
                 "workdir must be new, empty, or the folder of an earlier run, because nothing is ever overwritten; "
                 f"got {folder}, which holds {present[0]} and no run.json."
             )
+
+    def _killed_at_once(self, present: list[str]) -> bool:
+        """Whether the folder is one of a run that ended before it could write run.json, and saved nothing."""
+        return set(present) <= {"checkpoints", "metrics.jsonl"} and not any(
+            path.stat().st_size for path in self.folder.rglob("*") if path.is_file()
+        )
 
     def _earlier_starts(self) -> list[Row]:
         try:
@@ -64,7 +71,7 @@ class Workdir:
         changed = [
             f"{name} (was {old.get(name, 'absent')}, now {new.get(name, 'absent')})"
             for name in (new | old)
-            if name not in old or name not in new or old[name] != new[name]
+            if name not in self._whereabouts and (name not in old or name not in new or old[name] != new[name])
         ]
         if changed:
             raise RunError(
@@ -85,7 +92,7 @@ class Workdir:
             "process_count": jax.process_count(),
             "platform": platform.platform(),
             "cpu_cores": os.cpu_count(),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+            "versions": {"python": platform.python_version(), **package_versions(LIBRARIES)},
         }
         content = {"recipe": self._recipe, "starts": [*self._starts, start]}
         write_whole(self._run_file, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,6 +1,5 @@
 """The pictures of a report, as PNG files in memory."""
 
-import io
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from experiments.common.workdir import Row
+from experiments.common.figures import plain, png
 from experiments.digits.data import SIDE
 
-BEFORE, AFTER, OTHER, QUIET = "#a9afb9", "#1f5fa8", "#d9822b", "#6d737c"
+BEFORE, AFTER, OTHER = "#a9afb9", "#1f5fa8", "#d9822b"
 PER_LAYER = 3
 
 
@@ -22,28 +21,6 @@ class Kernels(NamedTuple):
     when: str
     before: np.ndarray
     after: np.ndarray
-
-
-def learning_curves(rows: Sequence[Row], target: float) -> bytes:
-    """Loss and accuracy against the epoch, on both splits, from the rows of metrics.jsonl."""
-    figure = Figure(figsize=(10, 3.8), dpi=150, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    of_split = {split: [row for row in rows if row["split"] == split] for split in ("train", "test")}
-    for axes, quantity in ((left, "loss"), (right, "accuracy")):
-        for split, colour in (("train", OTHER), ("test", AFTER)):
-            epochs, values = ([row[name] for row in of_split[split]] for name in ("epoch", quantity))
-            axes.plot(epochs, values, "o-", ms=3.5, color=colour, label=split)
-        axes.set(xlabel="epoch", title=quantity)
-        _plain(axes)
-    left.set_yscale("log")
-    right.axhline(target, color=QUIET, lw=1, ls="--", zorder=0)
-    right.annotate(
-        f"target {target:.0%}", (of_split["train"][0]["epoch"], target), (0, 3), textcoords="offset points", color=QUIET
-    )
-    right.set_ylim(top=1.02)
-    right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    right.legend(frameon=False, loc="lower right")
-    return _png(figure)
 
 
 def kernels(stages: Sequence[Kernels], threshold: float) -> bytes:
@@ -95,7 +72,7 @@ def _panels(
             remark = draw(axes, stage.before[layer, channel, feature], stage.after[layer, channel, feature])
             label = f"layer {layer + 1}, feature {feature}, channel {channel}, {stage.when}"
             axes.set_title(", ".join(filter(None, [label, remark])), fontsize=8, loc="left")
-            _plain(axes)
+            plain(axes)
         for axes in axes_of_row[features:]:
             axes.set_axis_off()
         axes_of_row[0].set_ylabel(y, fontsize=9)
@@ -107,15 +84,4 @@ def _panels(
         (0.992, "after squashing", AFTER, "right"),
     ):
         figure.text(position, (1 + top) / 2, text, color=colour, ha=side, va="center", fontsize=11)
-    return _png(figure)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)

@@ -8,6 +8,7 @@ import numpy as np
 
 import flashbutterfly_jax as fb
 from experiments.common.command import main
+from experiments.common.figures import learning_curves
 from experiments.common.train import Result, make_initialization
 from experiments.common.workdir import write_whole
 from experiments.digits import figures
@@ -24,7 +25,7 @@ def draw(recipe: Digits, result: Result, folder: Path) -> None:
         stored_and_squashed("at initialisation", before.params, recipe),
         stored_and_squashed("trained", result.state.params, recipe),
     ]
-    write_whole(folder / "learning_curves.png", figures.learning_curves(result.rows, TARGET))
+    write_whole(folder / "learning_curves.png", learning_curves(result.rows, TARGET))
     write_whole(folder / "kernels.png", figures.kernels(stages, recipe.squash_threshold))
     write_whole(folder / "spectra.png", figures.spectra(stages))
 

@@ -13,8 +13,8 @@ def embed(table: Float[Array, "V D"], tokens: Integer[Array, "*B L"]) -> Float[A
     """Row ``tokens[..., t]`` of the table at step t; a token that is not in the table gives NaN.
 
     The gradient of a small table is a product with the tokens as one-hot vectors, in float32. As a scatter, which is
-    what it is otherwise, it has a GPU add 100,000 rows to the same 15, one after the other: in bfloat16 that took 80 of
-    the 95 ms of a training step.
+    what it is otherwise, it has a GPU add 100,000 rows to the same 15, one after the other: in bfloat16 that took 84 of
+    the 95 ms of a training step (H200, jax 0.11.2).
 
     Args:
       table: in the dtype of the result.

@@ -309,12 +309,16 @@ def test_what_ends_a_run_is_one_sentence(monkeypatch, error, sentence):
 
 
 def test_commands_choose_and_change_recipes(monkeypatch, tmp_path):
-    calls = []
+    calls, ends = [], []
+    result = train.Result(None, [{"step": 1, "epoch": 1.0, "split": "train", "loss": 2.0}])
+
+    def pretend(recipe, folder, **options):
+        calls.append((recipe, folder, options))
+        folder.mkdir(parents=True)
+        return result
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        command, "train", lambda recipe, folder, **options: calls.append((recipe, folder, options)) or "r"
-    )
-    ends = []
+    monkeypatch.setattr(command, "train", pretend)
     run_command(
         monkeypatch, "--task", "toy", "--preset", "wide", "--steps", "9", finish=lambda *all_: ends.append(all_)
     )
@@ -322,7 +326,8 @@ def test_commands_choose_and_change_recipes(monkeypatch, tmp_path):
     (recipe, folder, _), (other, chosen, options) = calls
     assert recipe == Toy(features=16, steps=9)
     assert folder.parent == Path("reports/toy")
-    assert ends == [(recipe, "r", folder)]
+    assert ends == [(recipe, result, folder)]
+    assert (folder / "learning_curves.png").exists()
     assert (other, chosen, options["profile_steps"]) == (Toy(), Path("w"), (1, 2))
 
 
@@ -345,3 +350,21 @@ def test_importing_asks_no_device():
 
     code = "import experiments.common.command, jax; assert not jax._src.xla_bridge.backends_are_initialized()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(train.__file__).parents[2])
+
+
+def test_a_run_that_ended_before_it_could_say_what_it_is_starts_again(toy_run, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    assert toy_run(tmp_path)[0].rows
+    (tmp_path / "run.json").unlink()
+    refused(toy_run, tmp_path, r"got .*, which holds checkpoints and no run\.json")
+
+
+def test_where_something_is_may_change(toy_run, run, monkeypatch):
+    monkeypatch.setattr(Toy, "whereabouts", ("features",))
+    described = json.loads((run / "run.json").read_text())
+    described["recipe"]["features"] = 17
+    (run / "run.json").write_text(json.dumps(described))
+    before = rows_of(run)
+    assert len(toy_run(run)[0].rows) == len(before)
+    assert rows_of(run) == before

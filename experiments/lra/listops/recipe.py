@@ -118,6 +118,11 @@ class ListOps(Recipe):
         self.require("min_tokens", 1 <= self.min_tokens <= self.max_tokens, f"from 1 to max_tokens = {self.max_tokens}")
         self.require("data_seed", self.data_seed >= 0, "at least 0")
 
+    @property
+    def whereabouts(self) -> tuple[str, ...]:
+        """The rows are the same from any folder and any number of workers."""
+        return "data_dir", "workers"
+
     def generated(self) -> dataset.Generated:
         """The rows to draw."""
         shape = Shape(min_length=self.min_tokens, max_length=self.max_tokens)
