@@ -52,7 +52,11 @@ def markdown(records: list[Record]) -> str:
         run = [record for record in mine if any(row.source is None for row in record.rows)]
         provenance = "; ".join(dict.fromkeys(f"{each.date[:10]}, jax {each.versions['jax']}" for each in run))
         sections.append(f"## {device}\n\n{f'Measured {provenance}.' if run else 'Nothing measured by this program.'}")
-        sections += [table(panel, rows) for panel in dict.fromkeys(row.case[:4] for row in rows)]
+        panels = dict.fromkeys(row.case[:4] for row in rows)
+        timed = [panel for panel in panels if any(row.ms is not None for row in rows if row.case[:4] == panel)]
+        sections += [table(panel, rows) for panel in timed]
+        if untimed := [title(panel) for panel in panels if panel not in timed]:
+            sections.append(f"Not measured at all: {'; '.join(untimed)}.")
         sources = list(dict.fromkeys(row.source for row in rows if row.source))
         sections += [f"[{mark}] {source}" for mark, source in enumerate(sources, 1)]
     return "\n\n".join(sections)
@@ -73,18 +77,23 @@ def latest(records: list[Record]) -> list[Row]:
     )
 
 
+def title(panel: tuple) -> str:
+    """What a table is about."""
+    protocol, dtype, direction, gated = panel
+    return f"{protocol}, {dtype}, {direction}{', gated' if gated else ''}"
+
+
 def table(panel: tuple, rows: list[Row]) -> str:
     """Milliseconds of every implementation over the length, with floors, speed-ups, error and memory of our fastest."""
-    protocol, dtype, direction, gated = panel
     mine = [row for row in rows if row.case[:4] == panel]
     sources = list(dict.fromkeys(row.source for row in rows if row.source))
     timed = {row.implementation for row in mine if row.ms is not None}
     names = [name for name in ORDER if name in timed or name == "mosaic_gpu"]
     count = {row.scaled_rows or (row.batch or 0) * (row.features or 0) for row in mine if row.ms is not None}
-    title = f"{protocol}, {dtype}, {direction}{', gated' if gated else ''}"
     header = ["L", *(f"{name}, ms" for name in names), "memory floor", "tensor floor"]
     header += ["ours over `jnp_fft`", "ours over best rival", "error", "temp / u"]
-    lines = [f"### {title[0].upper()}{title[1:]}, {' or '.join(f'{n:,}' for n in sorted(count))} rows", ""]
+    about = title(panel)
+    lines = [f"### {about[0].upper()}{about[1:]}, {' or '.join(f'{n:,}' for n in sorted(count))} rows", ""]
     lines += [f"| {' | '.join(header)} |", f"|{' ---: |' * len(header)}"]
     for length in dict.fromkeys(row.length for row in mine):
         here = {row.implementation: row for row in mine if row.length == length}

@@ -206,6 +206,13 @@ def test_table_prefers_the_latest_and_names_its_sources():
     assert "[1] someone" in text
 
 
+def test_what_has_no_times_has_no_table():
+    absent = row("mosaic_gpu", None, status="not measured", dtype="float16", reason="late")
+    text = table.markdown([record(row("mosaic_gpu", 1.0), absent)])
+    assert text.endswith("\n\nNot measured at all: causal, float16, forward.")
+    assert text.count("###") == 1
+
+
 def test_table_goes_between_its_markers(tmp_path):
     page = tmp_path / "README.md"
     page.write_text(f"before {table.BEGIN} old {table.END} after")
