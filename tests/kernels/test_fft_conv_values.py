@@ -99,6 +99,7 @@ def test_blocks_take_several_turns(name):
     ("case", "dtype"),
     [
         (Case(4100, 4100, batch=(3,), features=2), "bfloat16"),
+        (Case(12000, 12000, pre_gate=True, batch=(2,), features=1), "bfloat16"),
         pytest.param(
             Case(8192, 9000, True, channels=2, pre_gate=True, post_gate="own", batch=(3,), features=1),
             "float16",
@@ -109,7 +110,6 @@ def test_blocks_take_several_turns(name):
             "bfloat16",
             marks=pytest.mark.slow,
         ),
-        pytest.param(Case(12000, 12000, pre_gate=True, batch=(2,), features=1), "bfloat16", marks=pytest.mark.slow),
         pytest.param(
             Case(16384, 16384, True, pre_gate=True, batch=(2,), features=1), "bfloat16", marks=pytest.mark.slow
         ),

@@ -126,8 +126,12 @@ def _reverse_taps_with_minus(taps, reverse_taps, points, length, place=api._plac
     return place(taps, -reverse_taps, points, length)
 
 
-def _later_blocks_forgotten(xs, ks, shapes, products=blocked_sm90._block_products):
-    return products(xs, [ks[0], *([0 * plane for plane in k] for k in ks[1:])], shapes)
+def _later_blocks_forgotten(xs, ks, shapes, adjoint=False, products=blocked_sm90._block_products):
+    return products(xs, [ks[0], *([0 * plane for plane in k] for k in ks[1:])], shapes, adjoint)
+
+
+def _not_adjoint(xs, ks, shapes, adjoint=False, products=blocked_sm90._block_products):
+    return products(xs, ks, shapes)
 
 
 def _previous_lag(xs, gs, lag, correlations=blocked_sm90._block_correlations):
@@ -162,6 +166,7 @@ STEPS = {
     "product of the spectra of u and g": ("kernel", PLAIN, [(kernel_sm90, "_correlate", _uncorrelated)]),
     "conjugate product of taps and g": ("u", PLAIN, [(kernel_sm90, "_conj_correlate", _not_conjugated)]),
     "products of blocks": ("y", BLOCKS, [(blocked_sm90, "_block_products", _later_blocks_forgotten)]),
+    "products of blocks for u": ("u", BLOCKS, [(blocked_sm90, "_block_products", _not_adjoint)]),
     "products of blocks for the taps": ("kernel", BLOCKS, [(blocked_sm90, "_block_correlations", _previous_lag)]),
     "transform of the gradient of the taps": ("kernel", PLAIN, [(api, "tap_cotangent", _negative(api.tap_cotangent))]),
 }
