@@ -14,10 +14,18 @@ KEEP = 2  # the latest, and one to go back to
 
 
 class Checkpoints:
-    """The folder of the checkpoints of one run, each under the number of its step."""
+    """The folder of the checkpoints of one run, each under the number of its step.
+
+    Raises:
+      RunError: if it cannot be a folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        try:
+            folder.mkdir(exist_ok=True)  # Orbax would notice what is in the way at the first checkpoint only
+        except OSError as error:
+            raise self._not_written(error) from error
         self._manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=KEEP))
 
     def latest_step(self) -> int:
@@ -25,7 +33,7 @@ class Checkpoints:
         return self._manager.latest_step() or 0
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state after a step, in the structure, shapes, dtypes and shardings of `like`.
+        """The state after a step, in the structure, shapes, dtypes and shardings of `like`, which has a field `step`.
 
         Raises:
           RunError: if it cannot be read, or is another's.
@@ -35,6 +43,8 @@ class Checkpoints:
             whole = self._manager.restore(step, args=ocp.args.StandardRestore({"state": like, "checksums": sums}))
             if not np.array_equal(checksums(whole["state"]), whole["checksums"]):
                 raise ValueError("its numbers are not those that were saved")
+            if whole["state"].step != step:
+                raise ValueError(f"it is that of step {whole['state'].step}")
             return whole["state"]
         except Exception as error:  # whatever Orbax and its storage find wrong, each with an exception of its own
             earlier = [other for other in self._manager.all_steps() if other < step]

@@ -116,13 +116,16 @@ def parse(recipes: Recipes, prog: str, arguments: list[str]) -> Command:
     task = known("task", chosen.task or next(iter(recipes)), recipes)
     preset = known("preset", chosen.preset or next(iter(recipes[task])), recipes[task])
     recipe = recipes[task][preset]
+    description = inspect.getdoc(type(recipe)) or ""
+    if len(recipes[task]) > 1:
+        description += f"\n\nPresets: {', '.join(recipes[task])}. The defaults below are those of {preset}."
     of_this_recipe: Any = Command[type(recipe)]  # type: ignore[misc]
     return tyro.cli(
         of_this_recipe,
         default=Command(recipe, task, preset),
         args=arguments,
         prog=prog,
-        description=inspect.getdoc(type(recipe)),
+        description=description,
     )
 
 
@@ -136,7 +139,11 @@ def known(what: str, name: str, names: Mapping[str, object]) -> str:
 
 
 def start_processes(command: Command) -> None:
-    """Joins the other processes of the run."""
+    """Joins the other processes of the run.
+
+    Raises:
+      RunError: if the options are not what it takes.
+    """
     distributed = command.distributed
     if distributed.coordinator is None:
         if distributed.num_processes is not None or distributed.process_id is not None:
@@ -146,4 +153,11 @@ def start_processes(command: Command) -> None:
         raise RunError(
             "workdir must be given in a run of several processes, one folder that all of them see; got None."
         )
-    jax.distributed.initialize(distributed.coordinator, distributed.num_processes, distributed.process_id)
+    try:
+        jax.distributed.initialize(distributed.coordinator, distributed.num_processes, distributed.process_id)
+    except (ValueError, IndexError, RuntimeError) as error:  # each for another option
+        raise RunError(
+            "distributed.coordinator must be the host:port at which process 0 is reached, with num_processes and "
+            f"process_id where no cluster says them; got {distributed.coordinator}, {distributed.num_processes} and "
+            f"{distributed.process_id} ({(str(error) or 'no reason').splitlines()[0].rstrip('.')})."
+        ) from error

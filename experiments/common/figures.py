@@ -72,8 +72,8 @@ def draw(workdir: Path) -> Path:
     """
     file = workdir / "metrics.jsonl"
     try:
-        lines = file.read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
+        lines = file.read_bytes().splitlines(keepends=True)
+        rows = [json.loads(line) for line in lines if line.endswith(b"\n")]  # the last one may be half written
         target = learning_curves(rows) if rows else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -102,8 +102,6 @@ def train(
     first = checkpoints.latest_step()
     check_profile_steps(profile_steps, first, recipe.steps)
     state = checkpoints.restore(first, like) if first else jax.jit(initialize, out_shardings=replicated)()
-    metrics = Metrics(folder / "metrics.jsonl", first)  # drops rows, which is right once the checkpoint is read
-    workdir.describe(first)
     if first:
         console.print(f"going on from step {first} in {folder}")
 
@@ -117,6 +115,10 @@ def train(
         evaluation_batch = EvaluationBatch(example_batch, weight)
         evaluation_step = evaluation_step.lower(like.params, like.statistics, evaluation_batch).compile()
     compilation = time.perf_counter() - start
+
+    # The files: only now, when nothing can be wrong with the recipe or the checkpoint any more.
+    metrics = Metrics(folder / "metrics.jsonl", first)
+    workdir.describe(first)
 
     # The loop.
     log = Log(recipe, len(task.train), metrics, console)

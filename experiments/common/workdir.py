@@ -56,13 +56,13 @@ class Workdir:
     def _killed_at_once(self, present: list[str]) -> bool:
         """Whether the folder is one of a run that ended before it could write run.json, and saved nothing."""
         return set(present) <= {"checkpoints", "metrics.jsonl"} and not any(
-            path.stat().st_size for path in self.folder.rglob("*") if path.is_file()
+            path.stat().st_size for path in self.folder.rglob("*") if path.is_file() and path.suffix != ".partial"
         )
 
     def _earlier_starts(self) -> list[Row]:
         try:
             content = json.loads(self._run_file.read_text())
-            before, starts = content["recipe"], content["starts"]
+            before, starts = content["recipe"], [*content["starts"]]
             old, new = _flat(before), _flat(self._recipe)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(
@@ -101,10 +101,12 @@ class Workdir:
 class Metrics:
     """The rows of metrics.jsonl, one for each line.
 
-    All of a row but `timing` is a function of the recipe alone.
+    All of a row but `timing` is a function of the recipe alone. A run goes on behind the rows of the step of its
+    checkpoint, which were all written before it was; step 0 has none.
 
     Raises:
-      RunError: if a line that is there is none of ours; the last one may be torn, where the power went.
+      RunError: if a line that is there is none of ours, or those of the step are gone; the last line may be torn, where
+        the power went.
     """
 
     def __init__(self, file: Path, step: int) -> None:
@@ -121,6 +123,11 @@ class Metrics:
         rows = [json.loads(line) for line in lines]
         # What was measured after the checkpoint is measured again.
         self.rows: list[Row] = [row for row in rows if row["step"] <= step]
+        if step and (not self.rows or self.rows[-1]["step"] != step):
+            raise RunError(
+                f"{file} must have the rows until step {step}, where the run goes on, and they are not there; put them "
+                "back, or choose another workdir."
+            )
         kept = b"".join(line for line, row in zip(lines, rows, strict=True) if row["step"] <= step)
         if jax.process_index() == 0 and (kept != content or not file.exists()):
             write_whole(file, kept)

@@ -19,7 +19,7 @@ def run_main(module, monkeypatch, *arguments):
 def test_learning_curves(finished, tmp_path, monkeypatch):
     rows = rows_of(finished[0])
     assert figures.learning_curves(rows, target=0.9).startswith(b"\x89PNG")
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": ')
     run_main(figures, monkeypatch, tmp_path)
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
 

@@ -52,7 +52,7 @@ def test_another_field_of_the_recipe_is_a_change(toy_run, run):
     refused(toy_run, run, r"differs in norm \(was absent, now batch\)")
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"recipe": 3, "starts": []}', "{"])
+@pytest.mark.parametrize("content", ["", "[]", '{"recipe": 3, "starts": []}', '{"recipe": {}, "starts": 3}', "{"])
 def test_run_json_of_something_else(toy_run, run, content):
     (run / "run.json").write_text(content)
     refused(toy_run, run, r"^.*run\.json does not describe a run, so that .* cannot go on; choose another workdir\.$")
@@ -154,12 +154,32 @@ def test_a_checkpoint_of_another_model(toy_run, run):
     refused(toy_run, run, r"checkpoints/5 is damaged or of another model \(.*\); move it away to start again, or")
 
 
+def test_a_checkpoint_under_the_number_of_another(toy_run, run):
+    shutil.rmtree(run / "checkpoints" / "30")
+    (run / "checkpoints" / "24").rename(run / "checkpoints" / "30")
+    refused(toy_run, run, r"checkpoints/30 is damaged or of another model \(it is that of step 24\); move it away")
+
+
+def test_a_file_where_the_checkpoints_should_be(toy_run, run):
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").write_text("precious")
+    refused(toy_run, run, r"^a checkpoint could not be written to .*checkpoints \(.*File exists.*\)\.$")
+
+
+@pytest.mark.parametrize("lines", [0, 5])
+def test_rows_of_steps_that_the_checkpoint_has_are_not_lost_silently(toy_run, run, lines):
+    content = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join(content[:lines]))
+    refused(toy_run, run, r"^.*metrics\.jsonl must have the rows until step 30, where the run goes on, and they")
+
+
 def test_a_torn_last_line_is_measured_again(finished, toy_run, run):
     shutil.rmtree(run / "checkpoints" / "30")
     cut(run / "metrics.jsonl")
     content = (run / "metrics.jsonl").read_bytes()
     assert not content.endswith(b"\n")
-    assert [row["step"] for row in Metrics(run / "metrics.jsonl", 100).rows][-1] < 24
+    last = json.loads(content.splitlines()[-2])["step"]
+    assert [row["step"] for row in Metrics(run / "metrics.jsonl", last).rows][-1] == last < 24
     (run / "metrics.jsonl").write_bytes((finished[0] / "metrics.jsonl").read_bytes()[:-40])
     toy_run(run)
     assert rows_of(run) == rows_of(finished[0])
@@ -282,6 +302,19 @@ def test_commands_that_are_wrong(monkeypatch, tmp_path, arguments, sentence):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [ValueError("no number."), IndexError("no port"), RuntimeError("no port\nthere")])
+def test_processes_that_cannot_be_joined(monkeypatch, tmp_path, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jax.distributed.initialize", fail)
+    expected = r"^error: distributed\.coordinator must be the host:port .*; got a, None and None \(no \w+\)\.$"
+    with pytest.raises(SystemExit, match=expected):
+        run_command(monkeypatch, "--task", "toy", "--workdir", "w", "--distributed.coordinator", "a")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_option_that_is_not_there(monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         run_command(monkeypatch, "--task", "toy", "--learning-rat", "1")
@@ -332,7 +365,15 @@ def test_commands_choose_and_change_recipes(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "shown"), [(["--help"], "toy (default, wide)"), (["--task", "toy", "--help"], "Finds the peak")]
+    ("arguments", "shown"),
+    [
+        (["--help"], "toy (default, wide)"),
+        (["--task", "toy", "--help"], "Finds the peak"),
+        (
+            ["--task", "toy", "--preset", "wide", "--help"],
+            "Presets: default, wide. The defaults below are those of wide.",
+        ),
+    ],
 )
 def test_help(monkeypatch, capsys, arguments, shown):
     with pytest.raises(SystemExit) as caught:
@@ -355,6 +396,7 @@ def test_importing_asks_no_device():
 def test_a_run_that_ended_before_it_could_say_what_it_is_starts_again(toy_run, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / ".run.json.partial").write_text('{"recipe": ')
     assert toy_run(tmp_path)[0].rows
     (tmp_path / "run.json").unlink()
     refused(toy_run, tmp_path, r"got .*, which holds checkpoints and no run\.json")
@@ -368,3 +410,9 @@ def test_where_something_is_may_change(toy_run, run, monkeypatch):
     before = rows_of(run)
     assert len(toy_run(run)[0].rows) == len(before)
     assert rows_of(run) == before
+
+
+def test_a_recipe_that_does_not_compile_leaves_the_folder_to_another(toy_run, tmp_path):
+    with pytest.raises(NotImplementedError, match="mosaic_gpu"):
+        toy_run(tmp_path / "run", Toy(implementation="mosaic_gpu"))
+    assert toy_run(tmp_path / "run")[0].rows

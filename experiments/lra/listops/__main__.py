@@ -15,9 +15,9 @@ from experiments.lra.listops.trees import Shape
 class Prepare:
     """Draw ListOps by the rules of Long Range Arena and write it for the training runs, which find it there.
 
-    The defaults are the 96,000, 2,000 and 2,000 expressions of the benchmark: about 10 seconds on one CPU core and
-    65 MB. What is there already is left alone, and a training run prepares by itself what it does not find. The same
-    options always give the same rows.
+    The defaults are the 96,000, 2,000 and 2,000 expressions of the benchmark, 65 MB: about 10 seconds on one CPU core.
+    What is there already is left alone, and a training run prepares by itself what it does not find. The same options
+    always give the same rows.
     """
 
     data_dir: Path = Path("data")

@@ -25,8 +25,8 @@ KERNEL_INITS: dict[str, ScaledInitializer] = {
 class ListOps(Recipe):
     """ListOps of Long Range Arena: the value of a nested list of 500 to 2,000 digits and operators.
 
-    The defaults, the preset `paper`, are the released settings of the long convolutions' authors (HazyResearch/safari,
-    `configs/experiment/lra/long-conv-lra-listops.yaml`): 40 epochs of 96,000 rows on one GPU, where about 62 % of the
+    The preset `paper` has the released settings of the long convolutions' authors, those of HazyResearch/safari in
+    configs/experiment/lra/long-conv-lra-listops.yaml: 40 epochs of 96,000 rows on one GPU, where about 62 % of the
     test rows is what the paper is remembered to state, unconfirmed. The preset `small` takes minutes on two CPU cores,
     with rows of 101 to 511 tokens, and `smoke` seconds, in which it learns nothing.
     """
@@ -76,11 +76,10 @@ class ListOps(Recipe):
     """Fraction of the taps dropped in each step of training."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation. Parameters stay in float32. The fused kernel needs bfloat16."""
+    """Of the computation. Parameters stay in float32. The fused kernel rounds float32 to bfloat16."""
 
     data_dir: Path | None = Path("data")
-    """Folder of the generated rows, drawn and written there if they are missing. None draws them into memory instead,
-    anew in every run, which takes 10 seconds for all of them."""
+    """Folder of the generated rows, drawn if missing. None draws them into memory, in each start for 10 seconds."""
 
     tsv_dir: Path | None = None
     """Folder of the released basic_train.tsv, basic_val.tsv and basic_test.tsv, to use instead of generated rows."""
