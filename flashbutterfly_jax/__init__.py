@@ -11,6 +11,8 @@ from flashbutterfly_jax import functional as functional
 from flashbutterfly_jax import initializers as initializers
 from flashbutterfly_jax.functional import kernel_dropout as kernel_dropout
 from flashbutterfly_jax.functional import long_conv as long_conv
+from flashbutterfly_jax.functional import long_conv_on_mesh as long_conv_on_mesh
+from flashbutterfly_jax.functional import sequence_parallel_long_conv as sequence_parallel_long_conv
 from flashbutterfly_jax.functional import smooth as smooth
 from flashbutterfly_jax.functional import smooth_frequency as smooth_frequency
 from flashbutterfly_jax.functional import squash as squash

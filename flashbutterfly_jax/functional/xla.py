@@ -72,11 +72,11 @@ def _fft_size(length: int, taps: int, *, bidirectional: bool, circular: bool) ->
     reach = min(taps, length) - 1
     if bidirectional:
         reach = max(reach, min(taps, length - 1))
-    return _next_fast_even(length + reach)
+    return next_fast_even(length + reach)
 
 
 @functools.cache
-def _next_fast_even(n: int) -> int:
+def next_fast_even(n: int) -> int:
     """The smallest even 7-smooth integer that is not below n."""
     candidate = n + n % 2
     while not _is_seven_smooth(candidate):
