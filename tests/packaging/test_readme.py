@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "experiments/README.md", "experiments/digits/README.md"]
+PAGES = ["README.md", *(f"experiments/{page}README.md" for page in ("", "benchmarks/", "digits/", "lra/"))]
 
 
 def test_programs_print_what_they_say(capsys):
     programs = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(programs) == 3
+    assert len(programs) == 4
     shared: dict[str, object] = {}
     for program in programs:
         exec(compile(program, "README.md", "exec"), shared)
