@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gpu = jax.default_backend() == "gpu"
     settings = parse(argv, gpu=gpu)
     effort = Effort(repeats=5, round_seconds=0.01, limit_seconds=0.5) if settings.quick else Effort()
-    record = here({key: str(x) if isinstance(x, Path) else x for key, x in vars(settings).items()})
+    record = here({key: value for key, value in vars(settings).items() if key != "out"})
     settings.out.mkdir(parents=True, exist_ok=True)
     stem = "_".join(["convolution", slug(record.device), record.date[:19].replace(":", "")])
     path = settings.out / f"{stem}.json"
