@@ -14,3 +14,14 @@ def floating(name: str, value: Any) -> Float[Array, "..."]:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{name} must have a real floating-point dtype; got {array.dtype}.")
     return array
+
+
+def shaped(name: str, value: Any, *shapes: tuple[Any, ...], of: str) -> Float[Array, "..."] | None:
+    """The value likewise, of one of the shapes, which are those of something; None is left."""
+    if value is None:
+        return None
+    array = floating(name, value)
+    if array.shape not in shapes:
+        expected = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
+        raise ValueError(f"{name} must have shape {expected}, that of {of}; got shape {array.shape}.")
+    return array

@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Complex, Float, Inexact
 
-from flashbutterfly_jax.functional.arguments import floating
+from flashbutterfly_jax.functional.arguments import floating, shaped
 from flashbutterfly_jax.functional.long_conv import long_conv
 from flashbutterfly_jax.functional.spectral import irfft, rfft
 from flashbutterfly_jax.functional.taps import circular_taps
@@ -144,9 +144,9 @@ def sequence_parallel_long_conv(
             f"shape {u.shape}; got shape {kernel.shape}."
         )
     channels = kernel.shape[:-2]
-    skip = _shaped("skip", skip, kernel.shape[:-1])
-    pre_gate = _shaped("pre_gate", pre_gate, u.shape)
-    post_gate = _shaped("post_gate", post_gate, u.shape, (*batch, *channels, features, steps))
+    skip = shaped("skip", skip, kernel.shape[:-1], of="kernel without its taps")
+    pre_gate = shaped("pre_gate", pre_gate, u.shape, of="u")
+    post_gate = shaped("post_gate", post_gate, u.shape, (*batch, *channels, features, steps), of="u or of the result")
     split = _resolve_split(split, devices, features)
     if split == "frequencies":
         _must_divide("a length of L", steps * devices, devices, axis_name)
@@ -240,9 +240,11 @@ def long_conv_on_mesh(
     devices = mesh.shape[axis_name]
     split = _resolve_split(split, devices, features)
     _must_divide("a length of L", length, devices, axis_name, square=split == "frequencies")
-    skip = _shaped("skip", skip, kernel.shape[:-1])
-    pre_gate = _shaped("pre_gate", pre_gate, u.shape)
-    post_gate = _shaped("post_gate", post_gate, u.shape, (*batch, *kernel.shape[:-2], features, length))
+    skip = shaped("skip", skip, kernel.shape[:-1], of="kernel without its taps")
+    pre_gate = shaped("pre_gate", pre_gate, u.shape, of="u")
+    post_gate = shaped(
+        "post_gate", post_gate, u.shape, (*batch, *kernel.shape[:-2], features, length), of="u or of the result"
+    )
     missing = -min(kernel.shape[-1], length) % (devices**2 if split == "frequencies" else devices)
     if (missing or kernel.shape[-1] > length) and jax.typeof(kernel).sharding.spec[-1] is not None:
         kernel = _placed(kernel, mesh, PartitionSpec())
@@ -395,13 +397,3 @@ def _must_divide(what: str, length: int, devices: int, axis_name: str, *, square
 
 def _placed(x: Array, mesh: Mesh, spec: PartitionSpec) -> Array:
     return jax.sharding.reshard(x, NamedSharding(mesh, spec))
-
-
-def _shaped(name: str, value: ArrayLike | None, *shapes: tuple[int, ...]) -> Array | None:
-    if value is None:
-        return None
-    array = floating(name, value)
-    if array.shape not in shapes:
-        expected = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
-        raise ValueError(f"{name} must have shape {expected}; got shape {array.shape}.")
-    return array

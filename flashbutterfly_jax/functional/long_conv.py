@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flashbutterfly_jax.functional.arguments import floating
+from flashbutterfly_jax.functional.arguments import floating, shaped
 from flashbutterfly_jax.typing import ArrayLike, Backend, Implementation, Implementations, Precision, checked_by_hand
 
 _NAMES: tuple[Implementation, ...] = get_args(Implementation.__value__)
@@ -98,10 +98,10 @@ def long_conv(
         )
     channels = kernel.shape[:-2]
     result_shape = (*batch, *channels, features, length)
-    skip = _shaped("skip", skip, kernel.shape[:-1], of="kernel without its taps")
-    reverse_kernel = _shaped("reverse_kernel", reverse_kernel, kernel.shape, of="kernel")
-    pre_gate = _shaped("pre_gate", pre_gate, u.shape, of="u")
-    post_gate = _shaped("post_gate", post_gate, u.shape, result_shape, of="u or of the result")
+    skip = shaped("skip", skip, kernel.shape[:-1], of="kernel without its taps")
+    reverse_kernel = shaped("reverse_kernel", reverse_kernel, kernel.shape, of="kernel")
+    pre_gate = shaped("pre_gate", pre_gate, u.shape, of="u")
+    post_gate = shaped("post_gate", post_gate, u.shape, result_shape, of="u or of the result")
 
     if not channels:
         kernel = kernel[None]
@@ -200,14 +200,4 @@ def _whole_sequences(name: str, value: Any) -> Array:
             f"{name} must not be sharded along its last axis, since every output needs all of it; got {axis!r} of the "
             f"mesh there. Call jax.sharding.reshard first."
         )
-    return array
-
-
-def _shaped(name: str, value: Any, *shapes: tuple[Any, ...], of: str) -> Array | None:
-    if value is None:
-        return None
-    array = floating(name, value)
-    if array.shape not in shapes:
-        expected = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
-        raise ValueError(f"{name} must have shape {expected}, that of {of}; got shape {array.shape}.")
     return array
