@@ -80,8 +80,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="that were traced, to divide by (default: 1)")
     parser.add_argument("--rows", type=int, default=20, help="operations to list (default: 20)")
     options = parser.parse_args()
+    steps = options.steps
+    for name in ("steps", "rows"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1; got {getattr(options, name)}")
     try:
-        profile, steps = read(options.workdir), max(1, options.steps)
+        profile = read(options.workdir)
         print(f"{sum(profile.microseconds.values()) / steps / 1e3:.3f} ms of operations for each of {steps} steps")
         Console().print(table(profile, steps, options.rows))
     except ValueError as error:

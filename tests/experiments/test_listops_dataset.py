@@ -472,3 +472,9 @@ def test_reading_is_fast_enough_for_one_gpu():
     for number in range(100):
         batches[number]
     assert 5000 / (time.perf_counter() - start) > 5000  # measured 61,000; a fifth of the need, where tests share a core
+
+
+def test_a_wrong_number_of_workers_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"^workers must be at least 1; got 0\.$"):
+        dataset.prepare(tmp_path / "data", Generated(0, 5, 2, 2), workers=0)
+    assert not (tmp_path / "data").exists()

@@ -81,3 +81,10 @@ def test_a_run_without_a_trace(tmp_path, monkeypatch):
     (tmp_path / "profile" / "x.trace.json.gz").write_bytes(b"torn")
     with pytest.raises(SystemExit, match=r"^error: .*is no trace that can be read"):
         run_main(profile, monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--steps", "--rows"])
+def test_a_profile_of_no_steps_or_rows(tmp_path, monkeypatch, capsys, option):
+    with pytest.raises(SystemExit):
+        run_main(profile, monkeypatch, tmp_path, option, 0)
+    assert f"{option} must be at least 1; got 0" in capsys.readouterr().err

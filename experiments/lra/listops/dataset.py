@@ -115,10 +115,11 @@ def prepare(data_dir: Path, which: Generated, *, workers: int = 1, console: Cons
     process left behind is removed.
 
     Raises:
-      ValueError: if the folder cannot be made or written to.
+      ValueError: if the folder cannot be made or written to, or there are fewer workers than 1.
     """
     folder = folder_of(data_dir, which)
     console = console or Console(quiet=True)
+    rows = which.draw(workers)  # refuses a wrong number of workers before anything is written; draws nothing yet
     if folder.exists():
         return folder
     if any(data_dir.glob("basic_*.tsv")):
@@ -132,7 +133,7 @@ def prepare(data_dir: Path, which: Generated, *, workers: int = 1, console: Cons
             for left_behind in folder.parent.glob(f"incomplete.*_{folder.name}"):
                 shutil.rmtree(left_behind)
             if not folder.exists():
-                _write(data_dir, which, workers, console)
+                _write(data_dir, which, rows, console)
     except OSError as error:
         raise ValueError(
             f"data_dir must be a folder that can be made and written to; got {data_dir} ({error.strerror or error})."
@@ -196,12 +197,12 @@ def pack(rows: Iterable[Row], count: int, length: int) -> Split:
     return split
 
 
-def _write(data_dir: Path, which: Generated, workers: int, console: Console) -> None:
+def _write(data_dir: Path, which: Generated, rows: Iterator[Row], console: Console) -> None:
     from experiments.lra.listops import builder
 
     console.print(f"drawing {sum(which.rows):,} expressions into {folder_of(data_dir, which)}", soft_wrap=True)
     with _progress(console) as progress:
-        drawn = list(progress.track(which.draw(workers), total=sum(which.rows), description="drawing"))
+        drawn = list(progress.track(rows, total=sum(which.rows), description="drawing"))
         source = builder.make(data_dir, which.name)
         source.rows = {
             split: progress.track(drawn[span], total=len(drawn[span]), description=f"writing {split}")
