@@ -24,6 +24,7 @@ def test_the_paper_preset_is_the_authors_recipe():
     assert (PAPER.num_layers, PAPER.features, PAPER.channels, PAPER.max_length) == (8, 128, 2, 2048)
     assert (PAPER.norm, PAPER.prenorm, PAPER.bidirectional, PAPER.dropout_rate) == ("batch", False, False, 0)
     assert (PAPER.kernel_init, PAPER.squash_threshold, PAPER.kernel_dropout_rate) == ("random", 0.002, 0.2)
+    assert PAPER.smooth_width == 1
     assert (PAPER.learning_rate, PAPER.kernel_learning_rate, PAPER.weight_decay) == (0.01, 0.0005, 0.05)
     assert (PAPER.warmup_steps, PAPER.decay_steps) == (10_000, 80_000)
     assert (PAPER.train_rows, PAPER.validation_rows, PAPER.test_rows) == (96_000, 2_000, 2_000)
@@ -135,6 +136,7 @@ def test_nothing_heavy_is_imported_for_help():
         ({"workers": 0}, "workers must be at least 1; got 0"),
         ({"max_length": 1}, "max_length must be at least 2; got 1"),
         ({"squash_threshold": -0.1}, "squash_threshold must be at least 0; got -0.1"),
+        ({"smooth_width": 4}, "smooth_width must be odd and at least 1; got 4"),
         ({"kernel_dropout_rate": 1.0}, "kernel_dropout_rate must be from 0 to below 1; got 1.0"),
         ({"dropout_rate": -0.5}, "dropout_rate must be from 0 to below 1; got -0.5"),
         ({"min_tokens": 2000}, "min_tokens must be from 1 to max_tokens = 1999; got 2000"),

@@ -1,28 +1,20 @@
 """The options of ListOps, and the three sets of them that `experiments.lra.train` knows by name."""
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import grain
-import jax.numpy as jnp
 from rich.console import Console
 
 import flashbutterfly_jax as fb
-from experiments.common.task import Recipe, Task
+from experiments.common.classifier import ClassifierRecipe
+from experiments.common.task import Task
 from experiments.lra.listops import dataset, released, vocabulary
 from experiments.lra.listops.trees import Shape
-from flashbutterfly_jax.initializers import ScaledInitializer
-
-KERNEL_INITS: dict[str, ScaledInitializer] = {
-    "random": fb.initializers.random(),
-    "geometric_decay": fb.initializers.geometric_decay(),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListOps(Recipe):
+class ListOps(ClassifierRecipe):
     """ListOps of Long Range Arena: the value of a nested list of 500 to 2,000 digits and operators.
 
     The preset `paper` has the released settings of the long convolutions' authors, those of HazyResearch/safari in
@@ -43,40 +35,11 @@ class ListOps(Recipe):
     checkpoint_every: int = 1920
 
     num_layers: int = 8
-    """Residual blocks, each around one long convolution."""
-
     features: int = 128
-    """Width of the model."""
-
-    channels: int = 2
-    """Kernels of each feature."""
+    squash_threshold: float = 0.002
 
     max_length: int = 2048
     """Tokens of the padded sequences, the one that ends them included, and taps of the kernels. Longer ones are cut."""
-
-    bidirectional: bool = False
-    """Adds kernels that look ahead."""
-
-    norm: Literal["batch", "layer"] = "batch"
-    """Normalisation of each block."""
-
-    prenorm: bool = False
-    """Normalises the input of each layer; otherwise, each sum."""
-
-    dropout_rate: float = 0.0
-    """Of the activations."""
-
-    kernel_init: Literal["random", "geometric_decay"] = "random"
-    """Of the kernels."""
-
-    squash_threshold: float = 0.002
-    """Taps below it are zero; the others move towards zero by it."""
-
-    kernel_dropout_rate: float = 0.2
-    """Fraction of the taps dropped in each step of training."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation. Parameters stay in float32. The fused kernel rounds float32 to bfloat16."""
 
     data_dir: Path | None = Path("data")
     """Folder of the generated rows, drawn if missing. None draws them into memory, in each start for 10 seconds."""
@@ -107,13 +70,9 @@ class ListOps(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("num_layers", "features", "channels", "workers", "train_rows", "validation_rows", "test_rows")
-        for name in (*counts, "max_tokens"):
+        for name in ("workers", "train_rows", "validation_rows", "test_rows", "max_tokens"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
         self.require("max_length", self.max_length >= 2, "at least 2")
-        self.require("squash_threshold", self.squash_threshold >= 0, "at least 0")
-        for name in ("dropout_rate", "kernel_dropout_rate"):
-            self.require(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         self.require("min_tokens", 1 <= self.min_tokens <= self.max_tokens, f"from 1 to max_tokens = {self.max_tokens}")
         self.require("data_seed", self.data_seed >= 0, "at least 0")
 
@@ -149,27 +108,7 @@ class ListOps(Recipe):
 
     def model(self) -> fb.linen.SequenceClassifier:
         """Residual long convolutions over embedded tokens, the mean over the tokens of a row, and a linear layer."""
-        layer = functools.partial(
-            fb.linen.LongConv,
-            channels=self.channels,
-            bidirectional=self.bidirectional,
-            squash_threshold=self.squash_threshold,
-            kernel_dropout_rate=self.kernel_dropout_rate,
-            kernel_init=KERNEL_INITS[self.kernel_init],
-            implementation=self.implementation,
-        )
-        return fb.linen.SequenceClassifier(
-            num_classes=vocabulary.DIGITS,
-            features=self.features,
-            num_layers=self.num_layers,
-            kernel_length=self.max_length,
-            vocab_size=vocabulary.SIZE,
-            layer=layer,
-            norm=self.norm,
-            prenorm=self.prenorm,
-            dropout_rate=self.dropout_rate,
-            dtype=jnp.dtype(self.dtype),
-        )
+        return self.classifier(num_classes=vocabulary.DIGITS, kernel_length=self.max_length, vocab_size=vocabulary.SIZE)
 
 
 PAPER = ListOps()
