@@ -24,6 +24,7 @@ from rich.console import Console
 from experiments.common.checkpoints import Checkpoints
 from experiments.common.data import EvaluationBatch, evaluation_batches, reading_ahead, training_batches
 from experiments.common.errors import RunError
+from experiments.common.memory import peak_bytes, step_bytes
 from experiments.common.report import evaluation_line, progress_bar, result_table, training_line
 from experiments.common.task import Batch, Measure, Recipe, Task
 from experiments.common.workdir import Metrics, Row, Workdir
@@ -118,7 +119,8 @@ def train(
 
     # The files: only now, when nothing can be wrong with the recipe or the checkpoint any more.
     metrics = Metrics(folder / "metrics.jsonl", first)
-    workdir.describe(first)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(like.params))
+    workdir.describe(first, {"parameters": parameters, "step_bytes": step_bytes(train_step)})
 
     # The loop.
     log = Log(recipe, len(task.train), metrics, console)
@@ -319,6 +321,8 @@ class Log:
             "examples_per_second": round(len(self._window) * self._recipe.batch_size / seconds, 3),
             "waiting_for_data": round(self._waited / seconds, 4),
         }
+        if (peak := peak_bytes()) is not None:
+            timing["peak_bytes"] = peak
         row = {**self._place(step), "split": "train", **means, "timing": timing}
         self._metrics.add(row)
         if now - self._last_line > SECONDS_BETWEEN_LINES and not self._console.is_terminal:

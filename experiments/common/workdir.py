@@ -80,8 +80,13 @@ class Workdir:
             )
         return starts
 
-    def describe(self, step: int) -> None:
-        """Writes run.json: every option, and when, from which step and on what each start of the run went on."""
+    def describe(self, step: int, program: Row) -> None:
+        """Writes run.json: every option, and when, from which step and on what each start of the run went on.
+
+        Args:
+          step: from which it goes on.
+          program: what is known of the compiled program.
+        """
         if jax.process_index() != 0:
             return
         start = {
@@ -93,6 +98,7 @@ class Workdir:
             "platform": platform.platform(),
             "cpu_cores": os.cpu_count(),
             "versions": {"python": platform.python_version(), **package_versions(LIBRARIES)},
+            **program,
         }
         content = {"recipe": self._recipe, "starts": [*self._starts, start]}
         write_whole(self._run_file, (json.dumps(content, indent=2) + "\n").encode())

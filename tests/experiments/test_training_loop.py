@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.common import data
+from experiments.common import data, memory
 from experiments.common import train as loop
 from tests.experiments import toy
 from tests.experiments.toy import LENGTH, Rows, Toy, rows_of
@@ -33,6 +33,25 @@ def test_rows_are_those_of_the_recipe(finished):
         row = json.loads(line)
         names = {"seconds", "examples_per_second", "waiting_for_data"}
         assert row["timing"].keys() == (names if row["split"] == "train" else {"seconds"})
+
+
+def test_what_the_program_needs_is_written(finished):
+    start = json.loads((finished[0] / "run.json").read_text())["starts"][0]
+    assert start["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(finished[1].state.params))
+    assert start["step_bytes"] > 12 * start["parameters"]  # they and the two moments of Adam
+
+
+def test_memory_where_the_device_tells_none(monkeypatch):
+    class Silent:
+        def memory_stats(self):
+            return None
+
+        def memory_analysis(self):
+            return None
+
+    assert memory.step_bytes(Silent()) is None
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: [Silent()])
+    assert memory.peak_bytes() is None
 
 
 def test_it_learns(finished):
