@@ -1,5 +1,6 @@
 """The optimiser of the paper's recipes: AdamW whose long kernels have a learning rate of their own and no decay."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -22,6 +23,7 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    label: Callable[[PyTree], PyTree] | None = None,
 ) -> optax.GradientTransformation:
     r"""AdamW in two groups, each with its own peak learning rate under one schedule.
 
@@ -42,6 +44,7 @@ def adamw(
       b1: of the first moment.
       b2: of the second moment.
       eps: added to the root.
+      label: says of a tree of parameters which are long kernels, as a tree of labels; None is `label_long_kernels`.
 
     Raises:
       ValueError: if a rate, the decay or a number of steps is out of range.
@@ -75,7 +78,7 @@ def adamw(
         return optax.adamw(lambda step: peak * schedule(step), b1=b1, b2=b2, eps=eps, weight_decay=decay)
 
     groups = {"long_kernel": group(kernel_learning_rate, 0.0), "other": group(learning_rate, weight_decay)}
-    return optax.partition(groups, label_long_kernels)
+    return optax.partition(groups, label_long_kernels if label is None else label)
 
 
 def warmup_cosine(warmup_steps: int, total_steps: int) -> optax.Schedule:
