@@ -134,3 +134,57 @@ class _Watched:
             self.last_content = self.position + len(content)
         self.position += len(block)
         return block
+
+
+class Place(NamedTuple):
+    """Where a regular file of a plain archive lies."""
+
+    archive: Path
+    name: str
+    """Relative and normal."""
+
+    offset: int
+    """Of the content, in bytes."""
+
+    size: int
+    """Likewise."""
+
+    def read(self) -> bytes:
+        """The content.
+
+        Raises:
+          ArchiveError: if it cannot be read any more.
+        """
+        with _reading(self.archive) as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) != self.size:
+            raise ArchiveError(f"{self.archive} must be a whole tar archive; it was cut since it was opened. {_AGAIN}")
+        return content
+
+
+def places(path: Path) -> list[Place]:
+    """Where the regular files of a plain tar archive lie, to read them by themselves, in any order and number.
+
+    Reads the headers alone, so it is fast where there are many archives; damage within a content is not seen.
+
+    Raises:
+      ArchiveError: if the archive is compressed, and otherwise as `members`.
+    """
+    found = []
+    with _reading(path) as file:
+        if isinstance(file, gzip.GzipFile):
+            raise ArchiveError(f"{path} must be a plain tar archive; it is compressed. Decompress it by gzip -d.")
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for header in archive:
+                name = _safe_name(header, path)
+                if header.isreg():
+                    found.append(Place(path, name, header.offset_data, header.size))
+            file.seek(archive.offset)
+            end = file.read(tarfile.BLOCKSIZE)
+        if end != bytes(tarfile.BLOCKSIZE):  # Python takes a damaged header, and a cut between members, for the end
+            raise ArchiveError(
+                f"{path} must be a whole tar archive; behind {archive.offset:,} bytes there is neither a member nor an "
+                f"end, so it is truncated or damaged. {_AGAIN}"
+            )
+    return found

@@ -8,7 +8,7 @@ score to expect.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import grain
@@ -70,6 +70,9 @@ class Task:
 
     score: str = "accuracy"
     """The measure that is the task's score; higher is better, unless it is the loss."""
+
+    initial: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters to start from, by their first names in the tree of the model's; the others are initialised."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,8 @@ def train(
     first = checkpoints.latest_step()
     check_profile_steps(profile_steps, first, recipe.steps)
     state = checkpoints.restore(first, like) if first else jax.jit(initialize, out_shardings=replicated)()
+    if not first and task.initial:
+        state = state._replace(params={**state.params, **jax.device_put(dict(task.initial), replicated)})
     if first:
         console.print(f"going on from step {first} in {folder}")
 

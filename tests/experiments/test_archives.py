@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.archives import ArchiveError, members
+from experiments.common.archives import ArchiveError, members, places
 
 RANDOM = bytes(range(256)) * 40  # does not compress to nothing, so that a cut may fall into it
 
@@ -130,3 +130,38 @@ def test_a_member_that_would_fill_the_memory_is_refused(tmp_path):
     assert path.stat().st_size < 20_000
     with pytest.raises(ArchiveError, match=r"bomb\.tar\.gz must have members of at most 1,000,000 bytes; got 'zeros'"):
         list(members(path, largest=1_000_000))
+
+
+def test_files_of_a_plain_archive_are_read_where_they_lie(tmp_path):
+    path = archive(tmp_path / "letters.tar", file("./letters/a.txt", b"alpha"), file("b", RANDOM), mode="w")
+    assert [(place.name, place.read()) for place in reversed(places(path))] == [
+        ("b", RANDOM),
+        ("letters/a.txt", b"alpha"),
+    ]
+
+
+@pytest.mark.parametrize("kept", [0.69, 0.5, 0.1, 0.0])
+def test_a_cut_archive_has_no_places(tmp_path, kept):
+    path = archive(tmp_path / "letters.tar", file("a", RANDOM), file("b", RANDOM), mode="w")
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(ArchiveError, match=rf"^{re.escape(str(path))} must be a whole tar archive; .*truncated"):
+        places(path)
+
+
+def test_places_of_what_is_not_plain_or_not_safe_are_refused(tmp_path):
+    with pytest.raises(ArchiveError, match="must be a plain tar archive; it is compressed"):
+        places(archive(tmp_path / "a", file("a", b"alpha")))
+    with pytest.raises(ArchiveError, match=r"must hold paths below its own folder alone; got '\.\./a'"):
+        places(archive(tmp_path / "b", file("../a", b"alpha"), mode="w"))
+    with pytest.raises(ArchiveError, match="must hold files and folders alone; got 'a', which is a link"):
+        places(archive(tmp_path / "c", (header("a", type=tarfile.SYMTYPE, linkname="/etc"), b""), mode="w"))
+    with pytest.raises(ArchiveError, match="must be a readable file"):
+        places(tmp_path / "nowhere")
+
+
+def test_an_archive_that_is_cut_after_it_was_opened_is_a_sentence(tmp_path):
+    path = archive(tmp_path / "letters.tar", file("a", RANDOM), mode="w")
+    [place] = places(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ArchiveError, match="it was cut since it was opened"):
+        place.read()
