@@ -1,0 +1,1 @@
+"""Images, as sequences of pixels and as grids."""
