@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import optax
 
 import flashbutterfly_jax as fb
+from experiments.baselines import LAYERS, label_kernels
 from experiments.common.task import Recipe
 from flashbutterfly_jax.initializers import ScaledInitializer
 
@@ -20,8 +22,11 @@ KERNEL_INITS: dict[str, ScaledInitializer] = {
 class ClassifierRecipe(Recipe):
     """Options of the model. A task adds those of its data, and says how many classes and steps there are."""
 
+    architecture: Literal["long_conv", "transformer", "s4d", "s5"] = "long_conv"
+    """Of the layers. The others are baselines, for which the options of kernels and channels mean nothing."""
+
     num_layers: int = 6
-    """Residual blocks, each around one long convolution."""
+    """Residual blocks, each around one layer."""
 
     features: int = 256
     """Width of the model."""
@@ -30,7 +35,7 @@ class ClassifierRecipe(Recipe):
     """Kernels of each feature."""
 
     bidirectional: bool = False
-    """Adds kernels that look ahead."""
+    """Looks ahead, too: with kernels of its own for that, in long convolutions."""
 
     norm: Literal["batch", "layer"] = "batch"
     """Normalisation of each block."""
@@ -56,6 +61,9 @@ class ClassifierRecipe(Recipe):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation. Parameters stay in float32. The fused kernel rounds float32 to bfloat16."""
 
+    attention: Literal["xla", "cudnn"] | None = None
+    """Implementation of a Transformer's attention: cudnn is flash attention, on NVIDIA GPUs, in bfloat16."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("num_layers", "features", "channels"):
@@ -67,15 +75,34 @@ class ClassifierRecipe(Recipe):
 
     def layer(self) -> functools.partial:
         """What makes the layer of each block."""
+        common: dict[str, Any] = {"bidirectional": self.bidirectional}
+        match self.architecture:
+            case "transformer":
+                return functools.partial(LAYERS["transformer"], implementation=self.attention, **common)
+            case "s4d":
+                return functools.partial(LAYERS["s4d"], implementation=self.implementation, **common)
+            case "s5":
+                return functools.partial(LAYERS["s5"], **common)
         return functools.partial(
             fb.linen.LongConv,
             channels=self.channels,
-            bidirectional=self.bidirectional,
             squash_threshold=self.squash_threshold,
             smooth_width=self.smooth_width,
             kernel_dropout_rate=self.kernel_dropout_rate,
             kernel_init=KERNEL_INITS[self.kernel_init],
             implementation=self.implementation,
+            **common,
+        )
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """That of every recipe, which of state-space models trains A, B and the time steps as kernels."""
+        return fb.optim.adamw(
+            self.learning_rate,
+            kernel_learning_rate=self.kernel_learning_rate,
+            weight_decay=self.weight_decay,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.schedule_steps,
+            label=label_kernels,
         )
 
     def classifier(self, *, num_classes: int, kernel_length: int, **options: Any) -> fb.linen.SequenceClassifier:
