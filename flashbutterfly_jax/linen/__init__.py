@@ -1,5 +1,17 @@
-"""Flax Linen modules. `flashbutterfly_jax.nnx` has the same names, arguments and parameter trees."""
+"""Flax Linen modules. `flashbutterfly_jax.nnx` has the same layers and models, with the same parameter trees.
 
+Language models are written in Linen; `flashbutterfly_jax.nnx.LanguageModel` bridges them.
+"""
+
+from flashbutterfly_jax.linen.attention import CausalAttention as CausalAttention
 from flashbutterfly_jax.linen.classifier import SequenceClassifier as SequenceClassifier
+from flashbutterfly_jax.linen.filters import DiagonalFilter as DiagonalFilter
+from flashbutterfly_jax.linen.filters import LongFilter as LongFilter
+from flashbutterfly_jax.linen.filters import ShiftFilter as ShiftFilter
+from flashbutterfly_jax.linen.h3 import H3 as H3
+from flashbutterfly_jax.linen.h3 import H3LongConv as H3LongConv
+from flashbutterfly_jax.linen.language import MLP as MLP
+from flashbutterfly_jax.linen.language import LanguageBlock as LanguageBlock
+from flashbutterfly_jax.linen.language import LanguageModel as LanguageModel
 from flashbutterfly_jax.linen.long_conv import LongConv as LongConv
 from flashbutterfly_jax.linen.residual import ResidualBlock as ResidualBlock

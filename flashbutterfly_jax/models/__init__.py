@@ -1,5 +1,6 @@
 """What the layers and models compute, as pure functions that `flashbutterfly_jax.linen` and `.nnx` share."""
 
+from flashbutterfly_jax.models.language import SIZES as SIZES
 from flashbutterfly_jax.models.layer import check_long_conv as check_long_conv
 from flashbutterfly_jax.models.layer import convolve_channels as convolve_channels
 from flashbutterfly_jax.models.layer import regularize_kernel as regularize_kernel
