@@ -1,9 +1,16 @@
 """Trains the models of Long Range Arena: `python -m experiments.lra.train --help`."""
 
 from experiments.common.command import main
+from experiments.common.task import Recipe
 from experiments.lra.listops import recipe as listops
+from experiments.lra.retrieval import recipe as retrieval
+from experiments.lra.text import recipe as text
 
-RECIPES = {"listops": {"paper": listops.PAPER, "small": listops.SMALL, "smoke": listops.SMOKE}}
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "listops": {"paper": listops.PAPER, "small": listops.SMALL, "smoke": listops.SMOKE},
+    "text": {"paper": text.PAPER, "small": text.SMALL, "smoke": text.SMOKE},
+    "retrieval": {"paper": retrieval.PAPER, "small": retrieval.SMALL, "smoke": retrieval.SMOKE},
+}
 
 if __name__ == "__main__":
     main(RECIPES, prog="python -m experiments.lra.train")

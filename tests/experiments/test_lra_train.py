@@ -81,7 +81,7 @@ def test_short_rows_are_learned(tmp_path):
 
 
 def sentence(monkeypatch, *arguments: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["train", "--preset", "smoke", *arguments])
+    monkeypatch.setattr(sys, "argv", ["train", "--task", "listops", "--preset", "smoke", *arguments])
     with pytest.raises(SystemExit) as caught:
         main(RECIPES, prog="python -m experiments.lra.train")
     assert isinstance(caught.value.code, str)  # printed as it is, with an exit status of 1
@@ -114,7 +114,7 @@ def test_a_wrong_option_is_a_sentence(monkeypatch, tmp_path):
 
 
 def test_help_shows_the_options(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train", "--preset", "small", "--help"])
+    monkeypatch.setattr(sys, "argv", ["train", "--task", "listops", "--preset", "small", "--help"])
     with pytest.raises(SystemExit) as caught:
         main(RECIPES, prog="python -m experiments.lra.train")
     assert caught.value.code == 0
