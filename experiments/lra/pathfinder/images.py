@@ -130,17 +130,20 @@ def render(
         for paddle in range(directions.shape[1]):
             where = first[images] + places[:, paddle]
             snakes.stamp(others.reshape(-1), tables.lines, directions[:, paddle], where)
+    line_levels, other_levels, disc_levels = (
+        np.arange(256) / 255 * contrast
+        for contrast in (design.geometry.target_contrast, design.geometry.distractor_contrast, 1.0)
+    )
     each = np.arange(count)
     tips = targets.places[each, marked, 0], targets.places[each, np.where(labels == 1, marked, 1 - marked), -1]
     result = np.empty((count, design.size, design.size), np.uint8)
-    geometry = design.geometry
     for image in range(count):
         discs = [disc(design, *divmod(int(tip[image]), tables.width), tables.border) for tip in tips]
         brightness = np.maximum.reduce(
             [
-                _inner(lines[image], tables) * (geometry.target_contrast / 255),
-                _inner(others[image], tables) * (geometry.distractor_contrast / 255),
-                np.maximum(*discs) * (1 / 255),
+                line_levels[_inner(lines[image], tables)],
+                other_levels[_inner(others[image], tables)],
+                disc_levels[np.maximum(*discs)],
             ]
         )
         low = brightness.min()

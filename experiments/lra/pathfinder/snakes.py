@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.lra.pathfinder.design import TRIALS_OF_A_DISTRACTOR, TRIALS_OF_A_PADDLE, Design
-from experiments.lra.pathfinder.stamps import OCCUPIED, SEED_DIRECTIONS, Pixels, Tables
+from experiments.lra.pathfinder.stamps import OCCUPIED, SEED_DIRECTIONS, Pixels, Tables, step
 
 _LEAST_WEIGHT = 255 * 1e-4  # of all candidates together, times 255
 _LEAST_FREE = 0.01  # of the image, for another distractor
@@ -109,14 +109,16 @@ def _attempt(rng: np.random.Generator, tables: Tables, design: Design, count: in
     canvases = Canvases.empty(tables, count)
     directions = np.empty((2, design.contour_length, count), np.int64)
     places = np.empty_like(directions)
-    pivots = np.empty((2, count), np.int64)
+    pivots = np.empty((2, count, 2), np.int64)
     rows = np.arange(count)
     first = canvases.first_places(rows)
     directions[:, 0], places[:, 0], pivots[:] = _seed_pairs(rng, tables, design, first)
     for paddle in range(1, design.contour_length):
         for snake in (0, 1):
             before = directions[snake, paddle - 1, rows], places[snake, paddle - 1, rows]
-            extended, pivot, direction, place = _extend(rng, tables, canvases, pivots[snake, rows], before[0])
+            extended, pivot, direction, place = _extend(
+                rng, tables, canvases, first[rows], pivots[snake, rows], before[0]
+            )
             rows = rows[extended]
             pivots[snake, rows] = pivot
             directions[snake, paddle, rows] = direction
@@ -134,7 +136,7 @@ def _attempt(rng: np.random.Generator, tables: Tables, design: Design, count: in
 def _seed_pairs(
     rng: np.random.Generator, tables: Tables, design: Design, first: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first paddles of two snakes: directions, places and pivots, each (2, attempts).
+    """The first paddles of two snakes: directions and places, (2, attempts), and pivots, (2, attempts, 2).
 
     The second begins at the seed distance from where the first does, in any direction. In all geometries both are so
     far from the border that nothing can be outside.
@@ -147,18 +149,31 @@ def _seed_pairs(
     # Halves are rounded to even sums, not to even displacements.
     second_tail = np.round(tail + design.geometry.seed_distance * around).astype(np.int64)
     directions = np.stack([tables.first_directions[choice], rng.integers(0, SEED_DIRECTIONS, len(first))])
-    places = first + (np.stack([tail, second_tail]) + tables.border) @ (tables.width, 1)
-    return directions, places, places + tables.seed_pivots[directions]
+    tails = np.stack([tail, second_tail])
+    pivots = step(step(tails, tables.head_steps[directions]), tables.back_steps[directions])
+    return directions, first + place_of(tables, tails), pivots
+
+
+def place_of(tables: Tables, points: np.ndarray) -> np.ndarray:
+    """In a canvas, of points (..., 2)."""
+    return (points + tables.border) @ (tables.width, 1)
 
 
 def _extend(
-    rng: np.random.Generator, tables: Tables, canvases: Canvases, pivots: np.ndarray, directions: np.ndarray
+    rng: np.random.Generator,
+    tables: Tables,
+    canvases: Canvases,
+    first: np.ndarray,
+    pivots: np.ndarray,
+    directions: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Another paddle for each snake, behind the last one: which snakes (a mask) have it, and theirs alone, its pivot,
-    direction and place.
+    """Another paddle for each snake, in the canvas that begins at `first`, behind the last one.
+
+    Returns:
+      Which snakes (a mask) have it; and theirs alone, its pivot, direction and place.
     """
-    pivots = pivots + tables.pivot_steps[directions]
-    candidates = pivots[:, None] + tables.candidates[directions]
+    pivots = step(pivots, tables.pivot_steps[directions])
+    candidates = (first + place_of(tables, pivots))[:, None] + tables.candidates[directions]
     sums = np.cumsum(tables.weights[directions] * (255 - canvases.dilated.reshape(-1).take(candidates)), axis=1)
     extended = np.zeros(len(pivots), bool)
     chosen = np.zeros(len(pivots), np.int64)
@@ -200,18 +215,18 @@ def _distractor(
     rng: np.random.Generator, tables: Tables, design: Design, canvases: Canvases, images: np.ndarray
 ) -> tuple[np.ndarray, Paddles]:
     """One trial in each of some images: which (a mask) have a new distractor, and theirs alone."""
-    seeded, direction, place = _seed(rng, tables, design, canvases, images)
+    seeded, direction, tail = _seed(rng, tables, design, canvases, images)
     rows = np.flatnonzero(seeded)
     trial = canvases[images[rows]]
     first = trial.first_places(np.arange(len(rows)))
     directions = np.empty((design.distractor_length, len(rows)), np.int64)
     places = np.empty_like(directions)
-    directions[0], places[0] = direction, first + place
-    pivots = places[0] + tables.seed_pivots[direction]
+    directions[0], places[0] = direction, first + place_of(tables, tail)
+    pivots = step(step(tail, tables.head_steps[direction]), tables.back_steps[direction])
     going = np.arange(len(rows))
     for paddle in range(1, design.distractor_length):
         before = directions[paddle - 1, going], places[paddle - 1, going]
-        extended, pivot, direction, place = _extend(rng, tables, trial, pivots[going], before[0])
+        extended, pivot, direction, place = _extend(rng, tables, trial, first[going], pivots[going], before[0])
         going = going[extended]
         pivots[going] = pivot
         directions[paddle, going] = direction
@@ -227,23 +242,28 @@ def _distractor(
 def _seed(
     rng: np.random.Generator, tables: Tables, design: Design, canvases: Canvases, images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A first paddle for a distractor in each of some images: which (a mask) have one, and theirs alone, its direction
-    and its place within the canvas. It may be drawn three times, in case that its head or its pivot is outside.
+    """A first paddle for a distractor in each of some images.
+
+    It may be drawn three times, in case that its head or its pivot is outside.
+
+    Returns:
+      Which images (a mask) have one; and theirs alone, its direction and its tail, (images, 2).
     """
     masks = canvases.mask[images]
     free = np.count_nonzero(masks[:, tables.inside] < OCCUPIED, axis=1)
     waiting = np.flatnonzero(free >= _LEAST_FREE * design.size**2)
-    blocked = masks >= OCCUPIED
-    blocked[:, tables.outermost] = True
+    blocked = blocked_places(tables, masks)
     seeded = np.zeros(len(images), bool)
     directions = np.zeros(len(images), np.int64)
-    tails = np.zeros(len(images), np.int64)
+    tails = np.zeros((len(images), 2), np.int64)
     for _ in range(TRIALS_OF_A_PADDLE):
         direction = rng.integers(0, SEED_DIRECTIONS, len(waiting))
         tail = _free_tails(rng, tables, design, blocked, waiting, direction)
-        available = tail >= 0  # where nothing is, the trial has failed for good
+        available = tail[:, 0] >= 0  # where nothing is, the trial has failed for good
         waiting, direction, tail = waiting[available], direction[available], tail[available]
-        fits = tables.inside[tail + tables.seed_heads[direction]] & tables.inside[tail + tables.seed_pivots[direction]]
+        head = step(tail, tables.head_steps[direction])
+        ends = np.concatenate([head, step(head, tables.back_steps[direction])], axis=1)
+        fits = ((ends >= 0) & (ends < design.size)).all(axis=1)
         rows = waiting[fits]
         seeded[rows] = True
         directions[rows] = direction[fits]
@@ -254,6 +274,14 @@ def _seed(
     return seeded, directions[seeded], tails[seeded]
 
 
+def blocked_places(tables: Tables, masks: np.ndarray) -> np.ndarray:
+    """What a footprint must not touch: paddles, and the outermost pixels of the image, but nothing outside of it."""
+    blocked = masks >= OCCUPIED
+    blocked[:, tables.outermost] = True
+    blocked &= tables.inside
+    return blocked
+
+
 def _free_tails(
     rng: np.random.Generator,
     tables: Tables,
@@ -262,23 +290,22 @@ def _free_tails(
     rows: np.ndarray,
     directions: np.ndarray,
 ) -> np.ndarray:
-    """For each row a place, drawn from all those in the image from which the footprint is free; -1 if there is none.
+    """For each row a point, drawn from all those from which the footprint is free; (-1, -1) if there is none.
 
-    A few random places are looked at first, which is no other distribution, and all of them only if none is free.
+    A few random points are looked at first, which is no other distribution, and all of them only if none is free.
     """
-    size, width = design.size, tables.width
-    tails = np.full(len(rows), -1)
+    tails = np.full((len(rows), 2), -1)
     flat, first = blocked.reshape(-1), rows * blocked.shape[1]
     alive = np.flatnonzero(tables.live[directions])
-    guesses = (rng.integers(0, size, (len(alive), _GUESSES, 2)) + tables.border) @ (width, 1)
-    around = (first[alive, None] + guesses)[..., None] + tables.footprints[directions[alive]][:, None]
+    guesses = rng.integers(0, design.size, (len(alive), _GUESSES, 2))
+    around = (first[alive, None] + place_of(tables, guesses))[..., None] + tables.footprints[directions[alive]][:, None]
     free = ~flat.take(around).any(axis=-1)
     lucky = free.any(axis=1)
     tails[alive[lucky]] = guesses[lucky, free[lucky].argmax(axis=1)]
-    everywhere = np.flatnonzero(tables.inside)
+    everywhere = np.indices((design.size, design.size)).reshape(2, -1).T
     for row in alive[~lucky]:
-        around = first[row] + everywhere[:, None] + tables.footprints[directions[row]]
-        places = everywhere[~flat.take(around).any(axis=-1)]
-        if len(places):
-            tails[row] = rng.choice(places)
+        around = (first[row] + place_of(tables, everywhere))[:, None] + tables.footprints[directions[row]]
+        free_points = everywhere[~flat.take(around).any(axis=-1)]
+        if len(free_points):
+            tails[row] = rng.choice(free_points)
     return tails

@@ -2,8 +2,8 @@
 
 A paddle has one of 360 directions if it begins a snake, and else one of the few dozen that lead from a pixel to the
 pixels of a circle around it. So its picture, the neighbourhood that it keeps free, and where the next one may go are
-tables, made once; drawing an image is looking them up. Places are numbers of pixels, row by row, of a canvas with a
-border wide enough that nothing has to be clipped.
+tables, made once; drawing an image is looking them up. Points are y and x in the image; places are numbers of pixels,
+row by row, of a canvas with a border wide enough that nothing has to be clipped.
 
 The rules and their oddities are those of the published program (drewlinsley/pathfinder, commit ab9c130, `snakes.py` and
 `snakes2.py`), with the picture functions of the SciPy of its time. Angles are measured from x to y, y pointing down.
@@ -11,7 +11,6 @@ The rules and their oddities are those of the published program (drewlinsley/pat
 
 import functools
 import itertools
-import math
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -23,7 +22,6 @@ from experiments.lra.pathfinder.design import ANTIALIAS, Geometry
 SEED_DIRECTIONS: Final = 360
 OCCUPIED: Final = 77  # of 255: more than 0.3
 CLASH: Final = 459  # the sum of two masks: 1.8
-_FAR: Final = 64  # a coordinate of the usual size, at which sums round as they do in the published program
 
 
 class Pixels(NamedTuple):
@@ -53,12 +51,12 @@ class Tables:
       masks: the paddle with its margin, where that is more than 0.3; less makes no difference.
       cores: where it may clash, with the values of the mask from which it does.
       dilated: the mask dilated by the margin.
-      pivot_steps: int64 (directions,), from the pivot of a paddle to that of the next one.
+      pivot_steps: float64 (directions, 2), from the pivot of a paddle to that of the next one, see `step`.
       candidates: int64 (directions, candidates), from a pivot to the places where the next paddle may end.
       candidate_numbers: int64, likewise, the direction of each.
       weights: float32, likewise, of each in the lottery; 0 fills rows up.
-      seed_heads: int64 (360,), from the tail of a seed to its head.
-      seed_pivots: int64 (360,), from the tail of a seed to its pivot.
+      head_steps: float64 (360, 2), from the tail of a seed to its head.
+      back_steps: float64 (360, 2), from the head of a seed to its pivot.
       footprints: int64 (360, pixels), from a tail to the pixels that must be free for a seed.
       live: bool (360,), the directions that the published program can place at all.
       first_directions: int64 (choices,), those of the first seed of an image; all are equally likely.
@@ -79,8 +77,8 @@ class Tables:
     candidates: np.ndarray
     candidate_numbers: np.ndarray
     weights: np.ndarray
-    seed_heads: np.ndarray
-    seed_pivots: np.ndarray
+    head_steps: np.ndarray
+    back_steps: np.ndarray
     footprints: np.ndarray
     live: np.ndarray
     first_directions: np.ndarray
@@ -97,10 +95,8 @@ def tables(geometry: Geometry, margin: int) -> Tables:
     displacements, angles = _circle(length + margin)
     directions = np.concatenate([seeds, angles])
     # A seed is drawn from its tail forwards, any other paddle from its head backwards.
-    lines, masks = pictures(geometry, margin, np.concatenate([seeds, [_reversed(angle) for angle in angles]]))
+    lines, masks = pictures(geometry, margin, np.concatenate([seeds, _reversed(angles)]))
     dilated = dilate(masks, margin)
-    heads = np.array([_step(angle, length) for angle in seeds])
-    pivots = heads + np.array([_step(_reversed(angle), length + margin) for angle in seeds])
     weights = _weights(directions, angles, geometry.continuity)
     candidates, candidate_numbers, weights = _likely(displacements @ (width, 1), weights)
     ring, ring_dilated = _rings(geometry, margin, border)
@@ -118,12 +114,12 @@ def tables(geometry: Geometry, margin: int) -> Tables:
         masks=_pixels(masks, width, masks >= OCCUPIED),
         cores=_pixels(CLASH - masks.astype(int), width, masks >= CLASH - 255),
         dilated=_pixels(dilated, width, dilated > 0),
-        pivot_steps=np.array([_step(angle, length + 2 * margin) for angle in directions]) @ (width, 1),
+        pivot_steps=_towards(directions, length + 2 * margin),
         candidates=candidates,
         candidate_numbers=candidate_numbers + SEED_DIRECTIONS,
         weights=weights,
-        seed_heads=heads @ (width, 1),
-        seed_pivots=pivots @ (width, 1),
+        head_steps=_towards(seeds, length),
+        back_steps=_towards(_reversed(seeds), length + margin),
         footprints=_filled([offsets @ (width, 1) for offsets in footprints]),
         live=live,
         first_directions=np.flatnonzero(possible),
@@ -131,20 +127,28 @@ def tables(geometry: Geometry, margin: int) -> Tables:
     )
 
 
-def _reversed(angle: float) -> float:
-    return angle + math.pi if angle < 0 else angle - math.pi
+def step(points: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Points (..., 2) moved, and rounded up.
+
+    The sum is rounded and not the step: whether 11 sin π, which is not quite zero, moves a point by a pixel depends on
+    how large its coordinate is.
+    """
+    return np.ceil(points + steps).astype(np.int64)
 
 
-def _step(angle: float, distance: float) -> tuple[int, int]:
-    """In y and x, rounded up."""
-    return tuple(math.ceil(_FAR + distance * f(angle)) - _FAR for f in (math.sin, math.cos))  # type: ignore[return-value]
+def _towards(angles: np.ndarray, distance: float) -> np.ndarray:
+    """In y and x, (angles, 2)."""
+    return distance * np.stack([np.sin(angles), np.cos(angles)], axis=-1)
+
+
+def _reversed(angles: np.ndarray) -> np.ndarray:
+    return np.where(angles < 0, angles + np.pi, angles - np.pi)
 
 
 def _circle(radius: int) -> tuple[np.ndarray, np.ndarray]:
     """The pixels of a circle, (pixels, 2) in y and x, and their angles."""
     angles = np.arange(0, 360, 360 / (2 * radius * np.pi)) * np.pi / 180
-    points = _FAR + radius * np.stack([np.sin(angles), np.cos(angles)], axis=-1)
-    pixels = np.unique(np.floor(points).astype(int), axis=0) - _FAR
+    pixels = np.unique(np.floor(_towards(angles, radius)).astype(int), axis=0)
     return pixels, np.arctan2(pixels[:, 0], pixels[:, 1])
 
 
@@ -168,7 +172,7 @@ def pictures(geometry: Geometry, margin: int, angles: np.ndarray) -> tuple[np.nd
     blown = []
     for angle in angles:
         picture = Image.new("F", (2 * middle + 1, 2 * middle + 1), "black")
-        y, x = (math.ceil(middle + geometry.length * ANTIALIAS * f(angle)) for f in (math.sin, math.cos))
+        y, x = step(np.array([middle, middle]), _towards(angle, geometry.length * ANTIALIAS)).tolist()
         width = round(geometry.thickness * ANTIALIAS)
         ImageDraw.Draw(picture).line([(middle, middle), (x, y)], fill="white", width=width)
         blown.append(np.asarray(picture).astype(np.uint8))
