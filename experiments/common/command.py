@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -16,9 +16,11 @@ from rich.console import Console
 
 from experiments.common.errors import RunError
 from experiments.common.figures import learning_curves
+from experiments.common.several import SWEEPS, train_all
 from experiments.common.task import Recipe
 from experiments.common.train import Result, train
 from experiments.common.workdir import write_whole
+from experiments.report.collect import collect
 
 type Recipes = Mapping[str, Mapping[str, Recipe]]
 """By task and preset. The first preset of a task is its default."""
@@ -56,6 +58,10 @@ class Command[R: Recipe]:
     profile_steps: tuple[int, int] | None = None
     """First and last step of a trace, which goes to <workdir>/profile."""
 
+    sweep: Literal["regularization"] | None = None
+    """Several runs, in <workdir>/<variant>, and a page of them all in <workdir>/page. regularization is the paper's
+    ablation: random and geometrically decaying kernels, not regularised, smoothed, squashed, or both."""
+
     distributed: Distributed = Distributed()
 
 
@@ -83,6 +89,9 @@ def main(recipes: Recipes, prog: str, finish: Callable[[Any, Result, Path], None
     folder = command.workdir or Path("reports") / command.task / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
     try:
         start_processes(command)
+        if command.sweep is not None:
+            run_sweep(command.sweep, command, folder)
+            return
         result = train(command.recipe, folder, profile_steps=command.profile_steps, console=Console())
         if jax.process_index() == 0:
             write_whole(folder / "learning_curves.png", learning_curves(result.rows))
@@ -136,6 +145,19 @@ def known(what: str, name: str, names: Mapping[str, object]) -> str:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
         raise ValueError(f"unknown {what} {name}: {hint}")
     return name
+
+
+def run_sweep(name: Literal["regularization"], command: Command, folder: Path) -> None:
+    """Trains the variants of the recipe, and collects them into a page.
+
+    Raises:
+      RunError: if it is asked for together with a profile, or the recipe has not the options that vary.
+    """
+    if command.profile_steps is not None:
+        raise RunError(f"profile_steps must be None in a sweep; got {command.profile_steps}.")
+    train_all(SWEEPS[name](command.recipe), folder, Console())
+    if jax.process_index() == 0:
+        print(f"wrote {collect([folder], folder / 'page', 'html', Console(stderr=True))}")
 
 
 def start_processes(command: Command) -> None:

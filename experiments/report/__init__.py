@@ -1,0 +1,1 @@
+"""One page of many runs: `python -m experiments.report --help`."""
