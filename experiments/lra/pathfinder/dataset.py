@@ -198,8 +198,14 @@ def write(
     return prepared(folder, write_now, console)
 
 
-def read(data_dir: Path, size: int, name: str, counts: Sequence[int]) -> Splits:
+def read(data_dir: Path, size: int, name: str, counts: Sequence[int] | None = None) -> Splits:
     """A dataset that `write` has written: in memory, unless it is large.
+
+    Args:
+      data_dir: as for `write`.
+      size: of the images.
+      name: of the dataset.
+      counts: of the rows that each split must have; None is any number.
 
     Raises:
       ValueError: if it is not there, or not whole, or not what its name says.
@@ -210,13 +216,13 @@ def read(data_dir: Path, size: int, name: str, counts: Sequence[int]) -> Splits:
     try:
         source = builder.make(data_dir, size, name)
         sources = [source.as_data_source(split) for split in NAMES]
-        for split, rows, count in zip(NAMES, sources, counts, strict=True):
+        for split, rows, count in zip(NAMES, sources, counts or map(len, sources), strict=True):
             if len(rows) != count:
                 raise ValueError(f"expected {count} rows of {split}, got {len(rows)}")
     except Exception as error:  # of every kind that array records and tensorflow-datasets know
         raise _unreadable(folder, error) from error
     records = [Records(rows, folder) for rows in sources]
-    if sum(counts) * size**2 > IN_MEMORY:
+    if sum(map(len, sources)) * size**2 > IN_MEMORY:
         for some in records:
             some[0], some[len(some) - 1]
         return Splits(*records)

@@ -85,7 +85,7 @@ class Pathfinder(ClassifierRecipe):
     @property
     def whereabouts(self) -> tuple[str, ...]:
         """The images are the same from any folder and any number of workers."""
-        return "data_dir", "workers"
+        return *super().whereabouts, "data_dir", "workers"
 
     def generated(self) -> dataset.Generated:
         """The images to draw."""
