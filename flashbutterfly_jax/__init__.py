@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from flashbutterfly_jax import functional as functional
 from flashbutterfly_jax import initializers as initializers
+from flashbutterfly_jax.functional import LearnedButterfly as LearnedButterfly
 from flashbutterfly_jax.functional import kernel_dropout as kernel_dropout
+from flashbutterfly_jax.functional import learned_long_conv as learned_long_conv
 from flashbutterfly_jax.functional import long_conv as long_conv
 from flashbutterfly_jax.functional import long_conv_on_mesh as long_conv_on_mesh
 from flashbutterfly_jax.functional import long_conv_stream as long_conv_stream

@@ -1,5 +1,7 @@
 """Pure functions of arrays: no Flax, no state."""
 
+from flashbutterfly_jax.functional.butterfly.learned import LearnedButterfly as LearnedButterfly
+from flashbutterfly_jax.functional.butterfly.learned import learned_long_conv as learned_long_conv
 from flashbutterfly_jax.functional.distributed import long_conv_on_mesh as long_conv_on_mesh
 from flashbutterfly_jax.functional.distributed import sequence_parallel_long_conv as sequence_parallel_long_conv
 from flashbutterfly_jax.functional.long_conv import long_conv as long_conv
