@@ -114,6 +114,7 @@ def label_long_kernels(params: PyTree) -> PyTree[Label]:
     """Labels each parameter ``"long_kernel"`` or ``"other"``.
 
     A long kernel is called ``kernel`` and has a sibling ``skip``: the kernel of a dense layer has none.
+    Learned blocks of butterflies count as such: the authors' code gives them a rate of their own and no decay.
 
     Args:
       params: of Linen, or an NNX state.
@@ -125,8 +126,13 @@ def label_long_kernels(params: PyTree) -> PyTree[Label]:
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [_names(path) for path, _ in leaves]
     skips = {path[:-1] for path in paths if path[-1:] == ("skip",)}
-    labels = ["long_kernel" if path[-1:] == ("kernel",) and path[:-1] in skips else "other" for path in paths]
+    labels = ["long_kernel" if _is_long_kernel(path, skips) else "other" for path in paths]
     return jax.tree.unflatten(structure, labels)
+
+
+def _is_long_kernel(path: tuple[str, ...], skips: set[tuple[str, ...]]) -> bool:
+    """By its name and its siblings; and by that of its tree, if it is a learned block of a butterfly."""
+    return "butterfly_blocks" in path or (path[-1:] == ("kernel",) and path[:-1] in skips)
 
 
 def _names(path: tuple) -> tuple[str, ...]:

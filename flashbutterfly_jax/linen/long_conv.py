@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from flashbutterfly_jax.functional import LearnedButterfly
 from flashbutterfly_jax.models import layer
 from flashbutterfly_jax.models.checks import resolve_deterministic
 from flashbutterfly_jax.typing import ArrayLike, DTypeLike, Implementations, KernelTransform, Precision
@@ -27,7 +28,8 @@ class LongConv(nn.Module):
     transform and into the convolution, because a threshold of 0.003 means little in 8 bits of mantissa.
 
     Parameters: ``kernel (C, D, K)``, or ``(2C, D, K)`` where bidirectional, reverse kernels last; ``skip (C, D)``;
-    ``output/kernel (CD, 2D)``, rows with the channel outermost; ``output/bias (2D,)``.
+    ``output/kernel (CD, 2D)``, rows with the channel outermost; ``output/bias (2D,)``; and with a butterfly
+    ``butterfly_blocks``, of `flashbutterfly_jax.LearnedButterfly.init`.
 
     Attributes:
       features: D, of the input and of the output.
@@ -45,6 +47,8 @@ class LongConv(nn.Module):
       precision: of the matrix products.
       deterministic: True leaves dropout out. May be given at the call instead; needed only where there is dropout.
       implementation: of `flashbutterfly_jax.long_conv`.
+      butterfly: None is the convolution. A `flashbutterfly_jax.LearnedButterfly` learns the blocks of its transforms as
+        well; unless its form is causal, **the layer then looks ahead once trained**.
 
     Raises:
       ValueError: at construction for a wrong argument, at the call for a wrong x or lengths.
@@ -76,6 +80,7 @@ class LongConv(nn.Module):
     precision: Precision = None
     deterministic: bool | None = None
     implementation: Implementations = None
+    butterfly: LearnedButterfly | None = None
 
     def __post_init__(self):
         layer.check_long_conv(self)
@@ -95,11 +100,17 @@ class LongConv(nn.Module):
             layer.warn_if_dead(self)
         kernel = self.param("kernel", self.kernel_init, layer.kernel_shape(self), self.param_dtype)
         skip = self.param("skip", nn.initializers.normal(1.0), (self.channels, self.features), self.param_dtype)
+        blocks = None
+        if self.butterfly is not None:
+            init_blocks = self.butterfly.init
+            blocks = self.param("butterfly_blocks", init_blocks, self.features, self.kernel_length, self.param_dtype)
         h = layer.convolve_channels(
             x,
             layer.regularize_kernel(self, kernel, functools.partial(self.make_rng, "dropout"), deterministic),
             skip,
             lengths=lengths,
+            butterfly=self.butterfly,
+            butterfly_blocks=blocks,
             dtype=self.dtype,
             precision=self.precision,
             implementation=self.implementation,

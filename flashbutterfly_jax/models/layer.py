@@ -3,13 +3,13 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from flashbutterfly_jax.functional import kernel_dropout, long_conv, smooth, squash
+from flashbutterfly_jax.functional import LearnedButterfly, kernel_dropout, learned_long_conv, long_conv, smooth, squash
 from flashbutterfly_jax.initializers import random, warn_if_mostly_squashed
 from flashbutterfly_jax.models.checks import as_lengths, as_sequence, check_positive, check_rate
 from flashbutterfly_jax.typing import ArrayLike, DTypeLike, Implementations, KernelTransform, Precision
@@ -31,6 +31,7 @@ class LongConvArguments(Protocol):
     kernel_dropout_rate: float
     dropout_rate: float
     kernel_transform: KernelTransform | None
+    butterfly: LearnedButterfly | None
 
     @property
     def kernel_init(self) -> Callable: ...
@@ -58,6 +59,13 @@ def check_long_conv(layer: LongConvArguments) -> None:
             "kernel_transform replaces smoothing, squash and kernel dropout, so their arguments must keep their "
             f"defaults; got smooth_width, squash_threshold, kernel_dropout_rate = {replaced}."
         )
+    if layer.butterfly is not None:
+        layer.butterfly.plan(layer.kernel_length)
+        if layer.butterfly.causal and layer.bidirectional:
+            raise ValueError(
+                'bidirectional must be False with a causal butterfly; use LearnedButterfly("right_angle"), which looks '
+                "ahead; got True."
+            )
 
 
 def kernel_shape(layer: LongConvArguments) -> tuple[int, int, int]:
@@ -107,6 +115,8 @@ def convolve_channels(
     skip: Float[Array, "C D"],
     *,
     lengths: Annotated[ArrayLike, "*B"] | None = None,
+    butterfly: LearnedButterfly | None = None,
+    butterfly_blocks: dict[str, Any] | None = None,
     dtype: DTypeLike | None = None,
     precision: Precision = None,
     implementation: Implementations = None,
@@ -123,12 +133,15 @@ def convolve_channels(
       kernel: one kernel for each channel, or two: with R = 2C rows the last C look ahead.
       skip: the weight of x itself.
       lengths: positions from here on are padding and count as zero, for the skip too.
+      butterfly: None convolves; otherwise `flashbutterfly_jax.learned_long_conv` runs, by dense products alone.
+      butterfly_blocks: its parameters.
       dtype: of the computation; None promotes the arguments.
       precision: passed on to `flashbutterfly_jax.long_conv`.
       implementation: likewise.
 
     Raises:
       ValueError: if an argument has a wrong shape or dtype.
+      NotImplementedError: if there is a butterfly, and an implementation named that has none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -139,16 +152,23 @@ def convolve_channels(
     channels, features = skip.shape
     x = mask_padding(as_sequence(x, features), lengths)
     u = jnp.swapaxes(x, -1, -2).astype(dtype or jnp.result_type(x, kernel, skip))
-    y = long_conv(
-        u,
-        kernel[:channels],
-        skip,
-        reverse_kernel=kernel[channels:] if kernel.shape[0] == 2 * channels else None,
-        precision=precision,
-        implementation=implementation,
-    )
+    reverse_kernel = kernel[channels:] if kernel.shape[0] == 2 * channels else None
+    convolve: Callable[..., Array] = functools.partial(long_conv, implementation=implementation)
+    if butterfly is not None:
+        _check_learned(implementation)
+        convolve = functools.partial(learned_long_conv, blocks=butterfly_blocks or {}, butterfly=butterfly)
+    y = convolve(u, kernel[:channels], skip, reverse_kernel=reverse_kernel, precision=precision)
     flat = y.reshape(*y.shape[:-3], channels * features, y.shape[-1])
     return jax.nn.gelu(jnp.swapaxes(flat, -1, -2), approximate=False)
+
+
+def _check_learned(implementation: Implementations) -> None:
+    names = (implementation,) if implementation is None or isinstance(implementation, str) else tuple(implementation)
+    if not {None, "butterfly"} & set(names):
+        raise NotImplementedError(
+            'learned blocks need implementation="butterfly" or None, as no other multiplies by them; '
+            f"got {implementation!r}."
+        )
 
 
 def mask_padding(x: Float[Array, "*B L D"], lengths: Annotated[ArrayLike, "*B"] | None) -> Float[Array, "*B L D"]:

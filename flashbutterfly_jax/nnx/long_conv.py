@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flashbutterfly_jax.functional import LearnedButterfly
 from flashbutterfly_jax.models import layer
 from flashbutterfly_jax.models.checks import resolve_deterministic
+from flashbutterfly_jax.nnx.butterfly import read
 from flashbutterfly_jax.typing import ArrayLike, DTypeLike, Implementations, KernelTransform, Precision
 
 
@@ -36,6 +38,8 @@ class LongConv(nnx.Module):
       precision: of the matrix products.
       deterministic: True leaves dropout out. The call may overrule it.
       implementation: of `flashbutterfly_jax.long_conv`.
+      butterfly: None is the convolution. A `flashbutterfly_jax.LearnedButterfly` learns the blocks of its transforms as
+        well; unless its form is causal, **the layer then looks ahead once trained**.
       rngs: streams ``params`` and, where there is dropout, ``dropout``.
 
     Raises:
@@ -69,6 +73,7 @@ class LongConv(nnx.Module):
         precision: Precision = None,
         deterministic: bool = False,
         implementation: Implementations = None,
+        butterfly: LearnedButterfly | None = None,
         *,
         rngs: nnx.Rngs,
     ):
@@ -80,11 +85,16 @@ class LongConv(nnx.Module):
         self.dtype, self.precision = dtype, precision
         self.deterministic = deterministic
         self.implementation = tuple(implementation) if isinstance(implementation, list) else implementation
+        self.butterfly = butterfly
         layer.check_long_conv(self)
         layer.warn_if_dead(self)
 
         self.kernel = nnx.Param(kernel_init(rngs.params(), layer.kernel_shape(self), param_dtype))
         self.skip = nnx.Param(jax.random.normal(rngs.params(), (channels, features), param_dtype))
+        self.butterfly_blocks = None
+        if butterfly is not None:
+            blocks = butterfly.init(rngs.params(), features, kernel_length, param_dtype)
+            self.butterfly_blocks = nnx.data(jax.tree.map(nnx.Param, blocks))
         init = layer.uniform_fan_in(channels * features)
         self.output = nnx.Linear(
             channels * features,
@@ -113,6 +123,8 @@ class LongConv(nnx.Module):
             layer.regularize_kernel(self, self.kernel[...], self.kernel_dropout_rngs, deterministic),
             self.skip[...],
             lengths=lengths,
+            butterfly=self.butterfly,
+            butterfly_blocks=read(self.butterfly_blocks),
             dtype=self.dtype,
             precision=self.precision,
             implementation=self.implementation,

@@ -1,0 +1,126 @@
+"""Butterflies over the features as Linen modules: in place of a dense layer, and of an MLP."""
+
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from flashbutterfly_jax.functional.butterfly import butterfly_linear, init_diagonal, init_linear_blocks, linear_plan
+from flashbutterfly_jax.models.checks import check_positive
+from flashbutterfly_jax.typing import ArrayLike, DTypeLike, Precision
+
+
+class ButterflyDense(nn.Module):
+    r"""A learned butterfly in place of a dense layer over the features.
+
+    .. math:: y = \operatorname{Re} V (s \circ U x) + b
+
+    U and V are butterfly transforms with learned blocks, at first the DFT and its inverse, and s a complex diagonal: at
+    first the map is a circular convolution of the features. See `flashbutterfly_jax.functional.butterfly`. For 512
+    features it has 6,656 parameters, where a dense layer has 262,656.
+
+    The result has ``dtype``, or what x and the parameters promote to; the products are in float32 at least.
+
+    Parameters: ``diagonal (n, 2)``, ``butterfly_blocks`` with those of ``input`` and ``output``, ``bias (features,)``.
+
+    Attributes:
+      features: of the output.
+      factors: of the transforms, whose product is at least the number of features on both sides; None chooses.
+      per_stage: a block for each stage, not for each size.
+      offset_scale: None learns the blocks, a number offsets to fixed ones; see `flashbutterfly_jax.LearnedButterfly`.
+      use_bias: adds b.
+      kernel_init: of a dense layer whose entries the map's are to resemble at first; None is N(0, 1 / inputs).
+      dtype: of the result; None promotes x and the parameters.
+      param_dtype: of the parameters.
+      precision: of the matrix products.
+
+    Raises:
+      ValueError: for a wrong argument.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import flashbutterfly_jax as fb
+      >>> layer, x = fb.linen.ButterflyDense(features=512), jnp.ones((2, 512))
+      >>> variables = layer.init(jax.random.key(0), x)
+      >>> layer.apply(variables, x).shape, sum(p.size for p in jax.tree.leaves(variables))
+      ((2, 512), 6656)
+    """
+
+    features: int
+    factors: tuple[int, ...] | None = None
+    per_stage: bool = True
+    offset_scale: float | None = None
+    use_bias: bool = True
+    kernel_init: Callable | None = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Precision = None
+
+    def __post_init__(self):
+        check_positive("features", self.features)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Annotated[ArrayLike, "*B D"]) -> Float[Array, "*B features"]:
+        x = jnp.asarray(x)
+        inputs = x.shape[-1]
+        plan = linear_plan(inputs, self.features, self.factors)
+        init = functools.partial(
+            init_linear_blocks, per_stage=self.per_stage, offset_scale=self.offset_scale, dtype=self.param_dtype
+        )
+        blocks = self.param("butterfly_blocks", init, plan)
+        diagonal = self.param("diagonal", init_diagonal, (plan.n, 2), inputs, self.kernel_init, self.param_dtype)
+        x = x.astype(self.dtype or jnp.result_type(x, diagonal))
+        y = butterfly_linear(
+            x, diagonal, blocks, self.features, plan=plan, offset_scale=self.offset_scale, precision=self.precision
+        )
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(y.dtype)
+        return y
+
+
+class ButterflyMLP(nn.Module):
+    """Two `ButterflyDense` layers with GELU, by its tanh, between them: in place of the MLP of a language model.
+
+    Attributes:
+      features: of the output.
+      hidden_features: between the two.
+      dense_init: ``kernel_init`` of the first.
+      output_init: of the second.
+      factors: of both.
+      dtype: of the result; None promotes x and the parameters.
+      param_dtype: of the parameters.
+      precision: of the matrix products.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import flashbutterfly_jax as fb
+      >>> mlp, x = fb.linen.ButterflyMLP(features=4, hidden_features=16), jnp.ones((3, 4))
+      >>> mlp.apply(mlp.init(jax.random.key(0), x), x).shape
+      (3, 4)
+    """
+
+    features: int
+    hidden_features: int
+    dense_init: Callable | None = None
+    output_init: Callable | None = None
+    factors: tuple[int, ...] | None = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Precision = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        options: dict[str, Any] = {
+            "factors": self.factors,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "precision": self.precision,
+        }
+        hidden = ButterflyDense(self.hidden_features, kernel_init=self.dense_init, **options, name="hidden")(x)
+        output = ButterflyDense(self.features, kernel_init=self.output_init, **options, name="output")
+        return output(jax.nn.gelu(hidden, approximate=True))
