@@ -1,0 +1,207 @@
+"""The forward kernel with learned blocks: the chain of `kernel_sm90` over tables that come in, others on the way back.
+
+With twiddles T as in `tables`, blocks F1 and F2 on the way there, V2 and V1 on the way back, a row X and a spectrum K,
+
+    C = (T * F1 X) F2,      Y = Re V1 (conj(T) * (C * K) V2)
+
+where exact blocks make the right-angle convolution. As `kernel_sm90` does, the kernel conjugates once, at C * K, so
+that it goes back with the same twiddles and with conj(V2) and conj(V1). The blocks belong to a layer and not to a
+feature: a persistent block of threads loads them once, as it loads the fixed ones, of which there are two fewer.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.fft_conv import spectrum_sm90
+from pallas_kernels.fft_conv.config import N1, TILE, Config
+from pallas_kernels.fft_conv.kernel_sm90 import Shapes, _Block, _Butterfly, _conj_times, _launch, _Schedule, _scratch
+from pallas_kernels.fft_conv.mosaic import complex_planes, matrices
+from pallas_kernels.fft_conv.tables import _scale, dft_tables
+
+_SHIFT = 31
+"""By which the kernel shifts its loop counter to a zero that the compiler takes for a variable."""
+
+
+class Blocks(NamedTuple):
+    """Complex blocks of one layer, the shift of the right angle and the 1/n of the way back included."""
+
+    f1: jax.Array
+    """`[k1, n1]`, 64 x 64."""
+    f2: jax.Array
+    """`[n2, k2]`."""
+    v2: jax.Array
+    """`[k2, n2]`."""
+    v1: jax.Array
+    """`[n1, k1]`."""
+
+
+class Tables(NamedTuple):
+    """What the kernel keeps in shared memory; blocks are scaled as in `tables`, to stay in the range of 16 bits."""
+
+    f1: jax.Array
+    """`(re | im, 64, 64)`, and so the first block on the way back."""
+    f2: jax.Array
+    """`(2, n2, re | im k2)`, real form, likewise."""
+    f1_back: jax.Array
+    f2_back: jax.Array
+    twiddle: jax.Array
+    """`(re | im, 64, n2)`."""
+
+
+def default_config(n2: int) -> Config:
+    """As many warpgroups as have room in shared memory and in registers, by what the compiler says; not measured.
+
+    Example:
+      >>> default_config(64)
+      Config(n2=64, warpgroups=4, spectrum_slots=1, blocks=132)
+    """
+    return Config(n2, warpgroups=3 if n2 == 32 else 4, spectrum_slots=1 if n2 == TILE else 2)
+
+
+def tables(blocks: Blocks, config: Config) -> Tables:
+    """The tables in float32."""
+    n2, (first, second) = config.n2, (_scale(N1), _scale(config.n2))
+    *_, twiddle = dft_tables(config, jnp.float32)
+    return Tables(
+        _planes(blocks.f1 * first),
+        _real_form(blocks.f2 * second),
+        _planes(blocks.v1.conj() * (N1 * first)),
+        _real_form(blocks.v2.conj() * (n2 * second)),
+        twiddle,
+    )
+
+
+def tap_spectra(taps: jax.Array, f1: jax.Array, f2: jax.Array, config: Config, dtype) -> jax.Array:
+    """The spectra `(D, 2, 64, n2)` of taps `(D, K)`, K <= 64 n2, transformed by blocks of their own, by a kernel."""
+    scaled = _planes(f1 * _scale(N1)), _real_form(f2 * _scale(config.n2))
+    *_, twiddle = dft_tables(config, jnp.float32)
+    shift = jnp.array([_SHIFT], jnp.int32)
+    count = taps[:, None].astype(jnp.float32)
+    return spectrum_sm90.tap_spectra(count, config, dtype, *scaled, twiddle, shift, before=False)[:, 0]
+
+
+def learned_fft_conv(
+    u: jax.Array, taps: jax.Array, blocks: Blocks, kernel_f1: jax.Array, kernel_f2: jax.Array, config: Config
+) -> jax.Array:
+    """Y `(B, D, L)` of u `(B, D, L)`, bfloat16 or float16, and taps `(D, K)`, L and K at most 64 n2.
+
+    Args:
+      u: sequences.
+      taps: of lags from 0.
+      blocks: of the way there and back.
+      kernel_f1: first block of the transform of the taps, `[k1, n1]`.
+      kernel_f2: second block, `[n2, k2]`.
+      config: how it is cut up; its n2 is that of the blocks.
+    """
+    batch, features, length = u.shape
+    padded = jnp.pad(u, [(0, 0), (0, 0), (0, -length % (8 * config.n2))])
+    rows = padded.reshape(batch, features, -1, config.n2)
+    spectrum = tap_spectra(taps, kernel_f1, kernel_f2, config, u.dtype)
+    shapes = Shapes(batch, 1, features, rows.shape[2], jnp.dtype(u.dtype))
+    in_dtype = (table.astype(u.dtype) for table in tables(blocks, config))
+    y = forward(config, shapes)(rows, spectrum, *in_dtype, jnp.array([_SHIFT], jnp.int32))
+    return y.reshape(batch, features, -1)[..., :length]
+
+
+class _WayBack(_Butterfly):
+    """The chain whose first block is stored as it is multiplied by, and not as its transpose."""
+
+    def _first_block(self, transposed: bool = False):
+        return super()._first_block(False)
+
+
+def forward(config: Config, shapes: Shapes):
+    """The kernel (u, spectrum, f1, f2, f1_back, f2_back, twiddle, [31]) -> y, without gates and of one channel.
+
+    u is `(B, D, length, n2)`, the spectrum of the taps `(D, 2, 64, n2)`, y `(B, 1, D, length, n2)`.
+    """
+    dtype, n2 = shapes.dtype, config.n2
+    schedule = _Schedule(config, shapes.batch, shapes.features)
+
+    def learned_fft_conv_forward(u, spectrum, f1, f2, f1_back, f2_back, twiddle, shift, out, scratch):
+        block = _Block(schedule, shapes, ["u"], scratch)
+        shift_by = shift[0]
+        block.clear("u")
+
+        def fetch_rows(step):
+            item, row, work = schedule.at(step)
+
+            @pl.when(work)
+            def _():
+                block.fetch(u, lambda b: (b, item // schedule.splits), row, "u")
+
+        fetch_rows(jnp.int32(0))
+        for ahead in range(config.spectrum_slots - 1):
+            block.fetch_spectrum(spectrum, lax.axis_index("block") + ahead * schedule.grid)
+
+        @pl.when(block.group == 0)
+        def _():
+            for name, table in zip(Tables._fields, (f1, f2, f1_back, f2_back, twiddle), strict=True):
+                for plane in (0, 1):
+                    plgpu.copy_gmem_to_smem(table.at[plane], scratch[name].at[plane], block.barriers["tables"])
+
+        plgpu.barrier_wait(block.barriers["tables"])
+
+        @pl.loop(0, schedule.visits)
+        def _(visit):
+            slot = block.begin_item(spectrum, lax.axis_index("block") + visit * schedule.grid)
+
+            @pl.loop(0, schedule.rounds)
+            def _(turn):
+                step = visit * schedule.rounds + turn
+                item, row, work = schedule.at(step)
+
+                @pl.when(work)
+                def _():
+                    zero = lax.shift_right_logical(step, shift_by)
+                    mine = block.group + zero
+                    tiles, staging = block.tile("u", mine), block.tile("staging", mine)
+                    there = _Butterfly(scratch["f1"], scratch["f2"], scratch["twiddle"], zero)
+                    back = _WayBack(scratch["f1_back"], scratch["f2_back"], scratch["twiddle"], zero)
+                    block.await_rows("u")
+                    spectra = there.forward(tiles, then=lambda: fetch_rows(step + 1))
+                    taps = complex_planes(scratch["spectrum"].at[slot], zero)
+                    ys = back.inverse([_conj_times(z, taps, dtype) for z in spectra], staging)
+                    for e, y in zip(staging, ys, strict=True):
+                        e[0] = y.astype(dtype)
+                    plgpu.commit_smem()
+                    block.store([e.at[0] for e in staging], lambda b: out.at[b, 0, item // schedule.splits], row)
+
+                @pl.when(jnp.logical_not(work))
+                def _():
+                    fetch_rows(step + 1)
+
+        plgpu.wait_smem_to_gmem(0)
+
+    scratch = _scratch(config, shapes, ["u"], 1)
+    scratch["barriers"]["tables"] = plgpu.Barrier(num_arrivals=2 * len(Tables._fields))
+    scratch["f1"] = scratch["f1_back"] = matrices((2, N1, N1), dtype, columns=n2)
+    scratch["f2_back"] = scratch["f2"]
+    out = jax.ShapeDtypeStruct((shapes.batch, 1, shapes.features, shapes.length, n2), dtype)
+    return _launch(learned_fft_conv_forward, schedule, scratch, out)
+
+
+def shared_memory(config: Config) -> int:
+    """Bytes of a block's matrices in shared memory.
+
+    Example:
+      >>> [shared_memory(default_config(n2)) for n2 in (16, 32, 64)]
+      [147456, 172032, 229376]
+    """
+    n2 = config.n2
+    blocks = 2 * (2 * N1 * N1 + 2 * n2 * 2 * n2)
+    spectra = (1 + config.spectrum_slots) * 2 * N1 * n2  # and the twiddle
+    return 2 * (blocks + spectra + config.warpgroups * 3 * N1 * TILE)
+
+
+def _planes(z: jax.Array) -> jax.Array:
+    return jnp.stack([z.real, z.imag])
+
+
+def _real_form(z: jax.Array) -> jax.Array:
+    return jnp.stack([jnp.concatenate([z.real, z.imag], 1), jnp.concatenate([-z.imag, z.real], 1)])
