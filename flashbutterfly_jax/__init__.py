@@ -13,6 +13,7 @@ from flashbutterfly_jax.functional import LearnedButterfly as LearnedButterfly
 from flashbutterfly_jax.functional import kernel_dropout as kernel_dropout
 from flashbutterfly_jax.functional import learned_long_conv as learned_long_conv
 from flashbutterfly_jax.functional import long_conv as long_conv
+from flashbutterfly_jax.functional import long_conv_2d as long_conv_2d
 from flashbutterfly_jax.functional import long_conv_on_mesh as long_conv_on_mesh
 from flashbutterfly_jax.functional import long_conv_stream as long_conv_stream
 from flashbutterfly_jax.functional import sequence_parallel_long_conv as sequence_parallel_long_conv

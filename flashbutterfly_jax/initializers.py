@@ -87,6 +87,36 @@ class geometric_decay:
         return self.scale * np.exp(-rates[:, None] * np.arange(taps) / taps)
 
 
+@dataclasses.dataclass(frozen=True)
+class geometric_decay_2d:
+    r"""`geometric_decay` for a quadrant of an image's kernel: along both axes, away from the pixel.
+
+    .. math:: k_{d,i,j} = \mathrm{scale} \cdot N(0, 1) \cdot
+        \exp\!\big(-(\tfrac{i}{K_h} + \tfrac{j}{K_w}) \lfloor D/2 \rfloor^{d/D}\big)
+
+    The paper's own has not been published. It has no ``tap_scale``, so a squash that kills its taps draws no warning.
+
+    Example:
+      >>> import jax
+      >>> from flashbutterfly_jax.initializers import geometric_decay_2d
+      >>> geometric_decay_2d()(jax.random.key(0), (4, 8, 16, 12)).shape
+      (4, 8, 16, 12)
+    """
+
+    scale: float = 0.02
+
+    def __call__(
+        self, key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+    ) -> Float[Array, "*R D Kh Kw"]:
+        """A kernel of this shape, which ends in ``(D, Kh, Kw)``."""
+        if len(shape) < 3:
+            raise ValueError(f"shape must end in (D, Kh, Kw), at least three axes; got {tuple(shape)}.")
+        features, height, width = shape[-3:]
+        along_height = geometric_decay(self.scale).tap_scale((features, height))[:, :, None]
+        along_width = geometric_decay(1.0).tap_scale((features, width))[:, None, :]
+        return jnp.asarray(along_height * along_width, dtype) * jax.random.normal(key, shape, dtype)
+
+
 @checked_by_hand
 def alive_fraction(init: ScaledInitializer, threshold: float, shape: Sequence[int], *, smooth_width: int = 1) -> float:
     """The fraction of taps that `flashbutterfly_jax.squash` leaves alive right after initialisation.

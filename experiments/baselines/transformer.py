@@ -125,8 +125,9 @@ def rotate(x: Float[Array, "B L H F"]) -> Float[Array, "B L H F"]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> rotate(jnp.array([1.0, 0.0, 1.0, 0.0]).reshape(1, 2, 1, 2)).round(2).ravel()
-      Array([1.  , 0.  , 0.54, 0.84], dtype=float32)
+      >>> rotated = rotate(jnp.array([1.0, 0.0, 1.0, 0.0]).reshape(1, 2, 1, 2))
+      >>> [round(value, 2) for value in rotated.ravel().tolist()]  # the second by one radian
+      [1.0, 0.0, 0.54, 0.84]
     """
     length, half = x.shape[1], x.shape[-1] // 2
     wide = jnp.promote_types(x.dtype, jnp.float32)

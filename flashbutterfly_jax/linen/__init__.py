@@ -12,8 +12,10 @@ from flashbutterfly_jax.linen.filters import LongFilter as LongFilter
 from flashbutterfly_jax.linen.filters import ShiftFilter as ShiftFilter
 from flashbutterfly_jax.linen.h3 import H3 as H3
 from flashbutterfly_jax.linen.h3 import H3LongConv as H3LongConv
+from flashbutterfly_jax.linen.image import ImageClassifier as ImageClassifier
 from flashbutterfly_jax.linen.language import MLP as MLP
 from flashbutterfly_jax.linen.language import LanguageBlock as LanguageBlock
 from flashbutterfly_jax.linen.language import LanguageModel as LanguageModel
 from flashbutterfly_jax.linen.long_conv import LongConv as LongConv
+from flashbutterfly_jax.linen.long_conv_2d import LongConv2D as LongConv2D
 from flashbutterfly_jax.linen.residual import ResidualBlock as ResidualBlock

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flashbutterfly_jax.models.checks import check_choice, check_rate, resolve_deterministic
-from flashbutterfly_jax.models.residual import EPSILON, MOMENTUM, NORMS, Norm
+from flashbutterfly_jax.models.checks import check_choice, check_positive, check_rate, resolve_deterministic
+from flashbutterfly_jax.models.residual import EPSILON, MOMENTUM, NORMS, Norm, tied_axes
 from flashbutterfly_jax.typing import ArrayLike, DTypeLike
 
 
@@ -30,6 +30,7 @@ class ResidualBlock(nn.Module):
       prenorm: normalises the input of the layer; False normalises the sum.
       dropout_rate: of the dropout of the layer's output.
       tie_dropout: drops a feature at all positions of a sequence or at none.
+      position_axes: axes of positions, before that of the features: 1 for a sequence, 2 for an image.
       dtype: of the computation; None promotes x and the parameters.
       param_dtype: of the parameters of the norm.
       deterministic: True evaluates: no dropout, and running statistics. May be given at the call instead.
@@ -55,6 +56,7 @@ class ResidualBlock(nn.Module):
     prenorm: bool = False
     dropout_rate: float = 0.0
     tie_dropout: bool = True
+    position_axes: int = 1
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     deterministic: bool | None = None
@@ -62,6 +64,7 @@ class ResidualBlock(nn.Module):
     def __post_init__(self):
         check_choice("norm", self.norm, NORMS)
         check_rate("dropout_rate", self.dropout_rate)
+        check_positive("position_axes", self.position_axes)
         super().__post_init__()
 
     @nn.compact
@@ -75,8 +78,9 @@ class ResidualBlock(nn.Module):
         x = jnp.asarray(x)
         deterministic = deterministic if deterministic is not None else self.deterministic
         norm = make_norm(self.norm, deterministic, self.dtype, self.param_dtype)
-        drop = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,) if self.tie_dropout else ())
-        branch = self.layer(name="layer")(norm(x) if self.prenorm else x, lengths=lengths, deterministic=deterministic)
+        drop = nn.Dropout(self.dropout_rate, broadcast_dims=tied_axes(self.position_axes) if self.tie_dropout else ())
+        given = {} if lengths is None else {"lengths": lengths}  # a layer of images takes none
+        branch = self.layer(name="layer")(norm(x) if self.prenorm else x, **given, deterministic=deterministic)
         resolved = resolve_deterministic(deterministic, None, matters=self.dropout_rate > 0)
         y = x + drop(branch, deterministic=resolved)
         return y if self.prenorm else norm(y)

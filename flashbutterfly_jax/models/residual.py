@@ -1,4 +1,4 @@
-"""Constants of the residual blocks."""
+"""What the residual blocks of both APIs share."""
 
 from typing import Literal, get_args
 
@@ -9,3 +9,13 @@ NORMS = get_args(Norm.__value__)
 # of 0.99 for batches; PyTorch's momentum of 0.1 weighs the new statistics, Flax's the old ones.
 EPSILON = 1e-5
 MOMENTUM = 0.9
+
+
+def tied_axes(position_axes: int) -> tuple[int, ...]:
+    """The axes over which tied dropout has one mask: those of positions, before the features.
+
+    Example:
+      >>> tied_axes(2)
+      (-3, -2)
+    """
+    return tuple(range(-1 - position_axes, -1))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flashbutterfly_jax.models.checks import check_choice, check_rate, resolve_deterministic
-from flashbutterfly_jax.models.residual import EPSILON, MOMENTUM, NORMS, Norm
+from flashbutterfly_jax.models.checks import check_choice, check_positive, check_rate, resolve_deterministic
+from flashbutterfly_jax.models.residual import EPSILON, MOMENTUM, NORMS, Norm, tied_axes
 from flashbutterfly_jax.typing import ArrayLike, DTypeLike
 
 
@@ -26,6 +26,7 @@ class ResidualBlock(nnx.Module):
       prenorm: normalises the input of the layer; False normalises the sum.
       dropout_rate: of the dropout of the layer's output.
       tie_dropout: drops a feature at all positions of a sequence or at none.
+      position_axes: axes of positions, before that of the features: 1 for a sequence, 2 for an image.
       dtype: of the computation; None promotes x and the parameters.
       param_dtype: of the parameters of the norm.
       deterministic: True evaluates: no dropout, and running statistics. The call may overrule it.
@@ -52,6 +53,7 @@ class ResidualBlock(nnx.Module):
         prenorm: bool = False,
         dropout_rate: float = 0.0,
         tie_dropout: bool = True,
+        position_axes: int = 1,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         deterministic: bool = False,
@@ -60,10 +62,11 @@ class ResidualBlock(nnx.Module):
     ):
         check_choice("norm", norm, NORMS)
         check_rate("dropout_rate", dropout_rate)
+        check_positive("position_axes", position_axes)
         self.prenorm, self.deterministic = prenorm, deterministic
         self.layer = layer(rngs=rngs)
         self.norm = make_norm(norm, features, dtype, param_dtype, rngs)
-        tied = (-2,) if tie_dropout else ()
+        tied = tied_axes(position_axes) if tie_dropout else ()
         self.dropout = nnx.Dropout(dropout_rate, broadcast_dims=tied, rngs=rngs if dropout_rate > 0 else None)
 
     def __call__(
@@ -76,7 +79,8 @@ class ResidualBlock(nnx.Module):
         x = jnp.asarray(x)
         deterministic = resolve_deterministic(deterministic, self.deterministic, matters=True)
         inside = normalize(self.norm, x, deterministic) if self.prenorm else x
-        branch = self.layer(inside, lengths=lengths, deterministic=deterministic)
+        given = {} if lengths is None else {"lengths": lengths}  # a layer of images takes none
+        branch = self.layer(inside, **given, deterministic=deterministic)
         y = x + self.dropout(branch, deterministic=deterministic)
         return y if self.prenorm else normalize(self.norm, y, deterministic)
 
