@@ -37,6 +37,9 @@ class ClassifierRecipe(Recipe):
     bidirectional: bool = False
     """Looks ahead, too: with kernels of its own for that, in long convolutions."""
 
+    butterfly: Literal["causal", "right_angle", "padded"] | None = None
+    """Form in which long convolutions learn the blocks of their transforms, too; all but causal look ahead by that."""
+
     norm: Literal["batch", "layer"] = "batch"
     """Normalisation of each block."""
 
@@ -72,6 +75,10 @@ class ClassifierRecipe(Recipe):
         self.require("smooth_width", self.smooth_width >= 1 and self.smooth_width % 2 == 1, "odd and at least 1")
         for name in ("dropout_rate", "kernel_dropout_rate"):
             self.require(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        learned = self.butterfly is not None
+        self.require("butterfly", not learned or self.architecture == "long_conv", "None for a baseline")
+        contradiction = self.butterfly == "causal" and self.bidirectional
+        self.require("butterfly", not contradiction, "right_angle or padded where bidirectional")
 
     def layer(self) -> functools.partial:
         """What makes the layer of each block."""
@@ -91,6 +98,7 @@ class ClassifierRecipe(Recipe):
             kernel_dropout_rate=self.kernel_dropout_rate,
             kernel_init=KERNEL_INITS[self.kernel_init],
             implementation=self.implementation,
+            butterfly=None if self.butterfly is None else fb.LearnedButterfly(self.butterfly),
             **common,
         )
 
