@@ -280,13 +280,17 @@ def chunk32() -> images.Chunk:
 
 
 def test_statistics_are_those_of_the_published_program():
-    """Of 5,000 images here: 288 attempts, 1.165 distractors, mean 20.17. Of the program: 297, 1.25 and 20.4 in 64."""
+    """Of 3,000 images here: 337 ± 6 attempts, 1.148 ± 0.016 distractors, mean 20.14 ± 0.04.
+
+    Of 600 by `pathfinder_reference`: 348 ± 14, 1.09 ± 0.04 and 20.10 ± 0.08. Of a few by the published program, which
+    has no seed: 297, 1.25 and 20.4.
+    """
     chunks = [images.draw_chunk(0, Design(32), 0, number) for number in range(2)]
     rows = sum(len(chunk.images) for chunk in chunks)
     live = len(stamps.tables(GEOMETRIES[32], 1).first_directions) / 360
-    assert sum(chunk.attempts for chunk in chunks) / live / rows == pytest.approx(297, rel=0.12)
-    assert np.concatenate([chunk.distractors for chunk in chunks]).mean() == pytest.approx(1.2, abs=0.12)
-    assert np.concatenate([chunk.images for chunk in chunks]).mean() == pytest.approx(20.3, abs=0.4)
+    assert sum(chunk.attempts for chunk in chunks) / live / rows == pytest.approx(340, rel=0.12)
+    assert np.concatenate([chunk.distractors for chunk in chunks]).mean() == pytest.approx(1.15, abs=0.12)
+    assert np.concatenate([chunk.images for chunk in chunks]).mean() == pytest.approx(20.15, abs=0.35)
 
 
 def test_path256_is_as_empty_as_in_the_published_program():

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.common.preparation import prepared, progress
-from experiments.common.splits import Splits
+from experiments.common.splits import Source, Splits
 from experiments.lra.pathfinder import images
 from experiments.lra.pathfinder.design import Design
 from experiments.lra.pathfinder.images import Row
@@ -210,23 +210,32 @@ def read(data_dir: Path, size: int, name: str, counts: Sequence[int] | None = No
     Raises:
       ValueError: if it is not there, or not whole, or not what its name says.
     """
+    stored = records(data_dir, size, name)
+    for split, some, count in zip(NAMES, stored, counts or map(len, stored), strict=True):
+        if len(some) != count:
+            raise _unreadable(folder_of(data_dir, size, name), f"expected {count} rows of {split}, got {len(some)}")
+    if sum(map(len, stored)) * size**2 > IN_MEMORY:
+        return stored
+    return Splits(*(_loaded(some, size) for some in stored))
+
+
+def records(data_dir: Path, size: int, name: str) -> Splits:
+    """The same, not in memory in any case.
+
+    Raises:
+      ValueError: if it is not there, or not whole as far as its first and last rows tell.
+    """
     from experiments.lra.pathfinder import builder
 
     folder = folder_of(data_dir, size, name)
     try:
         source = builder.make(data_dir, size, name)
-        sources = [source.as_data_source(split) for split in NAMES]
-        for split, rows, count in zip(NAMES, sources, counts or map(len, sources), strict=True):
-            if len(rows) != count:
-                raise ValueError(f"expected {count} rows of {split}, got {len(rows)}")
+        splits = Splits(*(Records(source.as_data_source(split), folder) for split in NAMES))
     except Exception as error:  # of every kind that array records and tensorflow-datasets know
         raise _unreadable(folder, error) from error
-    records = [Records(rows, folder) for rows in sources]
-    if sum(map(len, sources)) * size**2 > IN_MEMORY:
-        for some in records:
-            some[0], some[len(some) - 1]
-        return Splits(*records)
-    return Splits(*(_loaded(some, size) for some in records))
+    for some in splits:
+        some[0], some[len(some) - 1]
+    return splits
 
 
 def folder_of(data_dir: Path, size: int, name: str) -> Path:
@@ -242,15 +251,15 @@ def _packed(rows: Iterator[Row], count: int, which: Generated) -> Images:
     return Images(pixels, labels)
 
 
-def _loaded(records: Records, size: int) -> Images:
-    pixels, labels = np.empty((len(records), size, size), np.uint8), np.empty(len(records), np.int32)
-    for row in range(len(records)):
-        example = records[row]
+def _loaded(stored: Source, size: int) -> Images:
+    pixels, labels = np.empty((len(stored), size, size), np.uint8), np.empty(len(stored), np.int32)
+    for row in range(len(stored)):
+        example = stored[row]
         pixels[row], labels[row] = example["inputs"].reshape(size, size), example["labels"]
     return Images(pixels, labels)
 
 
-def _unreadable(folder: Path, error: Exception) -> ValueError:
+def _unreadable(folder: Path, error: Exception | str) -> ValueError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return ValueError(
         f"{folder} must be a whole Pathfinder dataset, but it cannot be read ({reason}). Remove that folder to have "
