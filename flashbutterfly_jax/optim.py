@@ -12,6 +12,8 @@ from flashbutterfly_jax.models.checks import check_positive
 
 type Label = Literal["long_kernel", "other"]
 
+_OF_KERNELS = ("kernel", "log_decay", "frequency", "log_step", "input")
+
 
 def adamw(
     learning_rate: float,
@@ -20,6 +22,7 @@ def adamw(
     warmup_steps: int = 0,
     kernel_learning_rate: float | None = None,
     weight_decay: float = 0.0,
+    final_fraction: float = 0.0,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -37,10 +40,11 @@ def adamw(
 
     Args:
       learning_rate: peak of the other parameters.
-      total_steps: at which the rates reach 0.
+      total_steps: at which the rates reach their end.
       warmup_steps: at which the rates peak.
       kernel_learning_rate: peak of the long kernels; None is ``learning_rate``, and 0 freezes them.
       weight_decay: w, of the other parameters.
+      final_fraction: of the peaks, at which the rates end.
       b1: of the first moment.
       b2: of the second moment.
       eps: added to the root.
@@ -70,7 +74,7 @@ def adamw(
     for name, value in rates.items():
         if not value >= 0:
             raise ValueError(f"{name} must be >= 0; got {value}.")
-    schedule = warmup_cosine(warmup_steps, total_steps)
+    schedule = warmup_cosine(warmup_steps, total_steps, final_fraction)
 
     def group(peak: float, decay: float) -> optax.GradientTransformation:
         if peak == 0:
@@ -81,19 +85,21 @@ def adamw(
     return optax.partition(groups, label_long_kernels if label is None else label)
 
 
-def warmup_cosine(warmup_steps: int, total_steps: int) -> optax.Schedule:
-    r"""From 0 linearly to 1, then half a cosine back to 0, where it stays.
+def warmup_cosine(warmup_steps: int, total_steps: int, final_fraction: float = 0.0) -> optax.Schedule:
+    r"""From 0 linearly to 1, then half a cosine down to the final fraction r, where it stays.
 
-    .. math:: f(t) = t / w \;\;(t < w), \qquad f(t) = \tfrac12 \Big(1 + \cos \pi \frac{t - w}{T - w}\Big)
+    .. math:: f(t) = t / w \;\;(t < w), \qquad
+        f(t) = r + \frac{1 - r}{2} \Big(1 + \cos \pi \frac{t - w}{T - w}\Big)
 
     Steps count from 0, so the first step of a warm-up moves nothing, as in the paper's code.
 
     Args:
       warmup_steps: w, at least 0.
       total_steps: T, more than w.
+      final_fraction: r, from 0 to 1.
 
     Raises:
-      ValueError: unless 0 <= warmup_steps < total_steps.
+      ValueError: unless 0 <= warmup_steps < total_steps and 0 <= final_fraction <= 1.
 
     Example:
       >>> [round(float(warmup_cosine(2, 6)(step)), 3) for step in (0, 1, 2, 4, 6, 9)]
@@ -101,11 +107,14 @@ def warmup_cosine(warmup_steps: int, total_steps: int) -> optax.Schedule:
     """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"warmup_steps must be in [0, total_steps = {total_steps}); got {warmup_steps}.")
+    if not 0 <= final_fraction <= 1:
+        raise ValueError(f"final_fraction must be in [0, 1]; got {final_fraction}.")
 
     def factor(step: Array | int) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
         progress = jnp.clip((step - warmup_steps) / (total_steps - warmup_steps), 0, 1)
-        return jnp.where(step < warmup_steps, step / max(warmup_steps, 1), (1 + jnp.cos(jnp.pi * progress)) / 2)
+        cosine = final_fraction + (1 - final_fraction) * (1 + jnp.cos(jnp.pi * progress)) / 2
+        return jnp.where(step < warmup_steps, step / max(warmup_steps, 1), cosine)
 
     return factor
 
@@ -113,8 +122,9 @@ def warmup_cosine(warmup_steps: int, total_steps: int) -> optax.Schedule:
 def label_long_kernels(params: PyTree) -> PyTree[Label]:
     """Labels each parameter ``"long_kernel"`` or ``"other"``.
 
-    A long kernel is called ``kernel`` and has a sibling ``skip``: the kernel of a dense layer has none.
-    Learned blocks of butterflies count as such: the authors' code gives them a rate of their own and no decay.
+    A long kernel is called ``kernel`` and has a sibling ``skip``: the kernel of a dense layer has none. So do the
+    transitions and inputs of the state-space models from which H3 makes its kernels, and they count as such. So do
+    the learned blocks of butterflies, to which the authors' code gives a rate of their own and no decay.
 
     Args:
       params: of Linen, or an NNX state.
@@ -132,7 +142,7 @@ def label_long_kernels(params: PyTree) -> PyTree[Label]:
 
 def _is_long_kernel(path: tuple[str, ...], skips: set[tuple[str, ...]]) -> bool:
     """By its name and its siblings; and by that of its tree, if it is a learned block of a butterfly."""
-    return "butterfly_blocks" in path or (path[-1:] == ("kernel",) and path[:-1] in skips)
+    return "butterfly_blocks" in path or bool(path and path[-1] in _OF_KERNELS and path[:-1] in skips)
 
 
 def _names(path: tuple) -> tuple[str, ...]:

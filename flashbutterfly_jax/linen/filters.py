@@ -13,11 +13,19 @@ from flax import linen as nn
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from flashbutterfly_jax.functional import kernel_dropout, long_conv, squash
+from flashbutterfly_jax.functional.stream import LongConvStream, StreamState, long_conv_stream
 from flashbutterfly_jax.initializers import warn_if_mostly_squashed
 from flashbutterfly_jax.models import ssm
 from flashbutterfly_jax.models.checks import check_positive, check_rate
 from flashbutterfly_jax.models.layer import DEFAULT_KERNEL_INIT, DEFAULT_SQUASH_THRESHOLD
 from flashbutterfly_jax.typing import DTypeLike, Implementations
+
+
+class LongCache(NamedTuple):
+    """The kernel made ready for steps, for the parameters that made the cache, and what they have seen."""
+
+    stream: LongConvStream
+    state: StreamState
 
 
 class LongFilter(nn.Module):
@@ -84,6 +92,21 @@ class LongFilter(nn.Module):
         return long_conv(
             u, kernel, self.skip, pre_gate=pre_gate, post_gate=post_gate, implementation=self.implementation
         )
+
+    def init_cache(self, batch_shape: tuple[int, ...], max_length: int, dtype: DTypeLike) -> LongCache:
+        """The cache before the first step: float32 at least, whatever the dtype."""
+        stream = long_conv_stream(squash(self.kernel, self.squash_threshold), self.skip, max_length=max_length)
+        return LongCache(stream, stream.init(batch_shape))
+
+    def prefill(self, u: Float[Array, "*B D L"], cache: LongCache) -> tuple[Float[Array, "*B D L"], LongCache]:
+        """The first steps by one convolution, and the cache after them."""
+        state, y = cache.stream.prefill(u)
+        return y, LongCache(cache.stream, state)
+
+    def step(self, u: Float[Array, "*B D"], cache: LongCache) -> tuple[Float[Array, "*B D"], LongCache]:
+        """The next step, and the cache after it, for O(log^2 K) operations on average."""
+        state, y = cache.stream.step(cache.state, u)
+        return y, LongCache(cache.stream, state)
 
 
 @functools.cache

@@ -1,13 +1,13 @@
 """A language model as a Linen module."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float
 
 from flashbutterfly_jax.linen.attention import CausalAttention
 from flashbutterfly_jax.linen.h3 import H3LongConv
@@ -152,7 +152,7 @@ class LanguageModel(nn.Module):
     features: int
     num_layers: int
     mixer: Callable[..., nn.Module] = H3LongConv
-    attention_layers: tuple[int, ...] = ()
+    attention_layers: Sequence[int] = ()
     num_heads: int = 1
     attention: Callable[..., nn.Module] = CausalAttention
     mlp: Callable[..., nn.Module] = MLP
@@ -218,7 +218,7 @@ class LanguageModel(nn.Module):
         return self._logits(x)
 
     def init_cache(self, batch_size: int, max_length: int) -> Cache:
-        """An empty cache for ``batch_size`` sequences of up to ``max_length`` tokens.
+        """An empty cache for ``batch_size`` sequences of up to ``max_length`` tokens, for these parameters alone.
 
         Raises:
           ValueError: unless both are at least 1.
@@ -248,14 +248,15 @@ class LanguageModel(nn.Module):
             caches.append(after)
         return self._logits(x), cache.replace(layers=tuple(caches), position=jnp.int32(tokens.shape[1]))
 
-    def step(self, tokens: Integer[Array, "B"], cache: Cache) -> tuple[Float[Array, "B vocab_size"], Cache]:
-        """The logits after one more token of each sequence, and the cache that remembers it.
+    def step(self, tokens: ArrayLike, cache: Cache) -> tuple[Float[Array, "B vocab_size"], Cache]:
+        """The logits after one more token of each sequence, ``(B,)``, and the cache that remembers it.
 
         A step for which there is no place in the cache any more has logits of NaN.
 
         Raises:
           ValueError: for a cache of another model.
         """
+        tokens = as_tokens(jnp.asarray(tokens)[:, None], self.vocab_size)[:, 0]
         self._check_cache(cache, tokens.shape[0])
         x, caches = self._embed(tokens), []
         for layer, before in zip(self.layers, cache.layers, strict=True):

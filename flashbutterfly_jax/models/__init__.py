@@ -1,5 +1,8 @@
 """What the layers and models compute, as pure functions that `flashbutterfly_jax.linen` and `.nnx` share."""
 
+from flashbutterfly_jax.models.generation import choose as choose
+from flashbutterfly_jax.models.generation import generate as generate
+from flashbutterfly_jax.models.generation import stream as stream
 from flashbutterfly_jax.models.language import SIZES as SIZES
 from flashbutterfly_jax.models.layer import check_long_conv as check_long_conv
 from flashbutterfly_jax.models.layer import convolve_channels as convolve_channels

@@ -47,8 +47,8 @@ class Cache(struct.PyTreeNode):
     """What a language model remembers of the tokens until now: a pytree, whatever its layers are."""
 
     layers: tuple[Any, ...]
-    position: Int[Array, ""]
-    """Tokens until now."""
+    position: Any
+    """int32 (): tokens until now."""
 
     batch_size: int = struct.field(pytree_node=False)
     max_length: int = struct.field(pytree_node=False)
