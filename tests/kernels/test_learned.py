@@ -64,7 +64,7 @@ CASES = {
     [pytest.param(case, marks=() if name == "1024" else pytest.mark.slow, id=name) for name, case in CASES.items()],
 )
 def test_values_with_any_blocks(case):
-    """The measured errors are 4.6e-3 for bfloat16 and 6e-4 for float16."""
+    """The measured errors are 5.3e-3 for bfloat16 and 6.5e-4 for float16."""
     config, (n2, length, batch, features, dtype) = case
     arguments, want = problem(n2, length, batch, features, dtype)
     got = run(arguments, config)
