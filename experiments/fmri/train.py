@@ -9,11 +9,11 @@ from experiments.fmri import parameters, recipe
 
 RECIPES: dict[str, dict[str, Recipe]] = {
     "prediction": {
-        "small": recipe.PREDICTION_SMALL,
         "paper": recipe.PREDICTION_PAPER,
+        "small": recipe.PREDICTION_SMALL,
         "smoke": recipe.PREDICTION_SMOKE,
     },
-    "decoding": {"small": recipe.DECODING_SMALL, "paper": recipe.DECODING_PAPER, "smoke": recipe.DECODING_SMOKE},
+    "decoding": {"paper": recipe.DECODING_PAPER, "small": recipe.DECODING_SMALL, "smoke": recipe.DECODING_SMOKE},
 }
 
 

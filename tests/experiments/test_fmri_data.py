@@ -15,6 +15,7 @@ from experiments.fmri import pickles, synthetic, windows
 from experiments.fmri.folder import Folder
 from experiments.fmri.release import Archives
 from experiments.fmri.runs import Origin, Run
+from experiments.fmri.samples import samples
 from experiments.fmri.synthetic import Generated, Study
 
 NETWORKS = 6
@@ -355,6 +356,21 @@ def test_tasks_differ_in_their_pattern_and_without_a_signal_do_not():
 def test_a_study_says_what_it_expects(options, message):
     with pytest.raises(ValueError, match=rf"^{message}\.$"):
         Study(**options)
+
+
+# pictures
+
+
+def test_samples_come_from_what_a_folder_holds(tmp_path):
+    made_up = samples(None, 3, 0)
+    assert made_up.source.startswith("made up, not brains")
+    assert [values.shape for values in made_up.values] == [(120, 64)] * 3
+    assert all(", task " in label for label in made_up.labels)
+    archive(tmp_path / "tars/ds-x_sub-1_task-y.tar", trial("a", volumes(5)))
+    assert samples(tmp_path / "tars", 3, 0).labels == ["x, 1"]
+    (tmp_path / "own").mkdir()
+    found = samples(folder(tmp_path / "own", "file,t_r\na.npy,0.8\n"), 3, 0)
+    assert (found.seconds, found.values[0].shape) == ([0.8], (5, 6))
 
 
 # windows and splits

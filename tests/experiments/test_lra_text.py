@@ -288,10 +288,10 @@ def test_made_up_reviews_say_what_their_label_says():
 
 
 def test_counting_words_does_not_do():
-    """The baseline of the README, 0.65 of 20,000 reviews."""
+    """The baseline of the README, 0.63 of 20,000 reviews."""
     reviews = stand_in.reviews(2000, 0, "test", 255)
     right = np.mean([1 - abs(stand_in.naive_label(text) - label) for text, label in reviews])
-    assert 0.6 < right < 0.7
+    assert 0.58 < right < 0.68
 
 
 # the recipe
