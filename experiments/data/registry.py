@@ -55,6 +55,7 @@ SOURCES: Final[dict[str, Loading]] = {
     "pathfinder32": Loading("experiments.data.own:pathfinder32_source", 64, 4000),
     "pathx": Loading("experiments.data.own:pathx_source", 16, 500),
     "path256": Loading("experiments.data.own:path256_source", 16, 500),
+    "fmri": Loading("experiments.data.brain:source", 192, 40),
 }
 
 

@@ -15,7 +15,7 @@ from experiments.data.show import Show
 from experiments.data.throughput import Throughput
 
 QUIET = Console(quiet=True)
-HERE = ["listops", "text", "retrieval", "image", "scifar", "cifar2d", "pathfinder32"]  # the fast ones
+HERE = ["listops", "text", "retrieval", "image", "scifar", "cifar2d", "pathfinder32", "fmri"]  # the fast ones
 
 
 @pytest.mark.parametrize("task", HERE)
@@ -35,6 +35,8 @@ def test_samples_are_as_many_as_asked_for_and_follow_the_seed(task):
     assert len(first.labels) == 3
 
     def content(samples: Samples) -> list:
+        if isinstance(samples, Series):
+            return [one.tolist() for one in samples.values]
         return samples.images.tolist() if isinstance(samples, Pictures) else list(samples.texts)
 
     assert len(content(first)) == 3
@@ -43,7 +45,7 @@ def test_samples_are_as_many_as_asked_for_and_follow_the_seed(task):
 
 
 def test_what_is_made_up_says_so():
-    for task in ("text", "retrieval", "image", "scifar", "cifar2d"):
+    for task in ("text", "retrieval", "image", "scifar", "cifar2d", "fmri"):
         assert registry.loader(task)(None, 1, 0).source.startswith("made")
     for task in ("listops", "pathfinder32"):
         assert registry.loader(task)(None, 1, 0).source == "generated, seed 0"
@@ -154,6 +156,12 @@ def test_large_images_are_read_from_disk_as_in_training(tmp_path):
     source = registry.source("path256")(tmp_path, 4)
     assert isinstance(source, Records)
     assert source[3]["inputs"].shape == (65_536, 1)
+
+
+def test_brain_data_are_windows_of_the_published_width(tmp_path):
+    source = registry.source("fmri")(tmp_path, 3)
+    assert len(source) == 3
+    assert source[2]["bold"].shape == (50, 1024)
 
 
 @pytest.mark.parametrize("changes", [{"tiny": True}, {"rows": [{"task": "image"}]}, {"rows": None}])
