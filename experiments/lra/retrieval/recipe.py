@@ -139,14 +139,14 @@ class Retrieval(ClassifierRecipe):
 PAPER = Retrieval()
 
 SMALL = Retrieval(
-    steps=600,
+    steps=1000,
     batch_size=16,
     kernel_learning_rate=0.01,
     warmup_steps=100,
     decay_steps=None,
-    log_every=50,
-    evaluate_every=200,
-    checkpoint_every=200,
+    log_every=25,
+    evaluate_every=250,
+    checkpoint_every=250,
     num_layers=2,
     features=32,
     squash_threshold=0.001,

@@ -110,14 +110,14 @@ class Text(ClassifierRecipe):
 PAPER = Text()
 
 SMALL = Text(
-    steps=1500,
+    steps=1000,
     batch_size=16,
     kernel_learning_rate=0.01,
     warmup_steps=100,
     decay_steps=None,
-    log_every=50,
-    evaluate_every=500,
-    checkpoint_every=500,
+    log_every=25,
+    evaluate_every=250,
+    checkpoint_every=250,
     num_layers=2,
     features=32,
     squash_threshold=0.001,
