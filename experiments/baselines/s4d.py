@@ -31,7 +31,7 @@ class S4D(nn.Module):
     ``output``. Those of A and the time step have the learning rate of long kernels, and no decay, by
     `experiments.baselines.label_kernels`.
 
-    The kernel is computed in ``param_dtype``; its phases, up to dt |A| L, are exact to 24 bits in float32.
+    The kernel is computed in ``param_dtype``, whose rounding of phases of dt |A| L radians is the kernel's, too.
 
     Attributes:
       features: D.

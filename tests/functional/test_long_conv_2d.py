@@ -321,3 +321,19 @@ def test_a_sharded_batch_stays_where_it_is():
     compiled = jax.jit(long_conv_2d).lower(u, kernel).compile()
     assert compiled.output_shardings.is_equivalent_to(rows, 4)
     assert "all-gather" not in compiled.as_text()
+
+
+@pytest.mark.slow
+def test_the_fused_kernel_runs_it():
+    """In Pallas' interpreter."""
+    from tests.kernels.interpreter import interpreted
+
+    case = Case((7, 6), (9, 4), NEITHER, 2, skip=True, pre_gate=True, batch=(1,), features=1)
+    arrays = cast(case.arguments(), "bfloat16")
+    with interpreted():
+        got = jax.jit(lambda arrays: long_conv_2d(**arrays, implementation="mosaic_gpu"))(arrays)
+        got.block_until_ready()
+    exact = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+    want = direct_sum(**exact, causal=NEITHER)
+    error = np.linalg.norm(np.asarray(got, np.float64) - want) / np.linalg.norm(want)
+    assert error < tolerances.FUSED["bfloat16"]
