@@ -67,7 +67,9 @@ def read(workdir: Path, recipe: Row) -> tuple[Kernels | None, list[str]]:
 
     None if the model has no long kernels of one shape, or there is no checkpoint.
     """
-    problems = []
+    problems: list[str] = []
+    if recipe.get("form") == "grid":
+        return None, ["its kernels have two dimensions and are not shown."]
     folders = sorted(
         (path for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()),
         key=lambda path: -int(path.name),

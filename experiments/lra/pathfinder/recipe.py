@@ -13,7 +13,7 @@ import flashbutterfly_jax as fb
 from experiments.common.classifier import ClassifierRecipe
 from experiments.common.splits import Splits
 from experiments.common.task import Batch, Task
-from experiments.lra.pathfinder import dataset
+from experiments.lra.pathfinder import dataset, released
 from experiments.lra.pathfinder.design import Design, Difficulty
 
 
@@ -60,6 +60,9 @@ class Pathfinder(ClassifierRecipe):
     data_dir: Path | None = Path("data")
     """Folder of the generated images, drawn if missing. None draws them into memory, in each start."""
 
+    release: Path | None = None
+    """Long Range Arena's lra_release.gz, or the folder with pathfinder32 in it, to read instead of drawing images."""
+
     workers: int = 1
     """Processes that draw images. The images do not depend on it."""
 
@@ -79,6 +82,8 @@ class Pathfinder(ClassifierRecipe):
         super().__post_init__()
         for name in ("workers", "train_rows", "validation_rows", "test_rows"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
+        stored = self.release is None or self.data_dir is not None
+        self.require("data_dir", stored, "a folder, to which the released images are written once")
         for name in ("data_seed", "distractors"):
             self.require(name, (getattr(self, name) or 0) >= 0, "at least 0")
 
@@ -95,6 +100,8 @@ class Pathfinder(ClassifierRecipe):
     def load(self) -> Splits:
         """The images, from the place that the options name."""
         console = Console(stderr=True)
+        if self.release is not None and self.data_dir is not None:
+            return released.splits(self.release, self.side, self.difficulty, data_dir=self.data_dir, console=console)
         return dataset.splits(self.generated(), data_dir=self.data_dir, workers=self.workers, console=console)
 
     def build(self) -> Task:
