@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from pathlib import Path
 
 import grain
@@ -179,6 +181,31 @@ def test_what_a_kill_left_behind_is_removed(tmp_path):
     (left / "half").write_text("half")
     preparation.prepared(folder, folder.mkdir)
     assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", "1.0.0"]
+
+
+def test_of_two_one_writes_while_the_other_waits(tmp_path):
+    folder = tmp_path / "set" / "1.0.0"
+    started, may_end = threading.Event(), threading.Event()
+    calls = []
+
+    def write() -> None:
+        calls.append(1)
+        started.set()
+        assert may_end.wait(60)
+        folder.mkdir()
+
+    output = io.StringIO()
+    first = threading.Thread(target=preparation.prepared, args=(folder, write))
+    second = threading.Thread(target=preparation.prepared, args=(folder, write, Console(file=output, width=300)))
+    first.start()
+    assert started.wait(60)
+    second.start()
+    while "waiting for the process that prepares" not in output.getvalue():
+        time.sleep(0.01)
+    may_end.set()
+    first.join(60)
+    second.join(60)
+    assert calls == [1]
 
 
 def test_a_folder_that_cannot_be_is_a_sentence(tmp_path):
