@@ -5,6 +5,7 @@ Language models are written in Linen; `flashbutterfly_jax.nnx.LanguageModel` bri
 
 from flashbutterfly_jax.linen.attention import CausalAttention as CausalAttention
 from flashbutterfly_jax.linen.butterfly import ButterflyDense as ButterflyDense
+from flashbutterfly_jax.linen.butterfly import ButterflyFilter as ButterflyFilter
 from flashbutterfly_jax.linen.butterfly import ButterflyMLP as ButterflyMLP
 from flashbutterfly_jax.linen.classifier import SequenceClassifier as SequenceClassifier
 from flashbutterfly_jax.linen.filters import DiagonalFilter as DiagonalFilter

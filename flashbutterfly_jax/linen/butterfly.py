@@ -1,4 +1,4 @@
-"""Butterflies over the features as Linen modules: in place of a dense layer, and of an MLP."""
+"""Butterflies as Linen modules: over the features, in place of a dense layer or an MLP, and over time as a filter."""
 
 import functools
 from collections.abc import Callable
@@ -7,9 +7,13 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import unfreeze
 from jaxtyping import Array, Float
 
+from flashbutterfly_jax.functional import LearnedButterfly, kernel_dropout, learned_long_conv, squash
 from flashbutterfly_jax.functional.butterfly import butterfly_linear, init_diagonal, init_linear_blocks, linear_plan
+from flashbutterfly_jax.functional.butterfly.stream import init_state, prefill, step
+from flashbutterfly_jax.linen.filters import LongFilter
 from flashbutterfly_jax.models.checks import check_positive
 from flashbutterfly_jax.typing import ArrayLike, DTypeLike, Precision
 
@@ -124,3 +128,59 @@ class ButterflyMLP(nn.Module):
         hidden = ButterflyDense(self.hidden_features, kernel_init=self.dense_init, **options, name="hidden")(x)
         output = ButterflyDense(self.features, kernel_init=self.output_init, **options, name="output")
         return output(jax.nn.gelu(hidden, approximate=True))
+
+
+class ButterflyFilter(LongFilter):
+    """A `LongFilter` that learns the blocks of its transforms too, in the causal form; steps go on from a cache.
+
+    Parameters: ``kernel (D, K)``, ``skip (D,)``, ``butterfly_blocks`` of `flashbutterfly_jax.LearnedButterfly.init`.
+
+    Attributes:
+      butterfly: of the causal form.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flashbutterfly_jax.linen import ButterflyFilter
+      >>> module, u = ButterflyFilter(features=4, kernel_length=16), jnp.ones((2, 4, 16))
+      >>> module.apply(module.init(jax.random.key(0), u), u).shape
+      (2, 4, 16)
+    """
+
+    butterfly: LearnedButterfly = LearnedButterfly()
+
+    def setup(self):
+        super().setup()
+        arguments = self.features, self.kernel_length, self.param_dtype
+        self.butterfly_blocks = self.param("butterfly_blocks", self.butterfly.init, *arguments)
+
+    def __call__(
+        self,
+        u: Float[Array, "*B D L"],
+        *,
+        pre_gate: Float[Array, "*B D L"] | None = None,
+        post_gate: Float[Array, "*B D L"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "*B D L"]:
+        """``post_gate * filter(pre_gate * u)``."""
+        kernel = squash(self.kernel, self.squash_threshold)
+        if not deterministic and self.kernel_dropout_rate > 0:
+            kernel = kernel_dropout(kernel, self.kernel_dropout_rate, self.make_rng("dropout"))
+        gated = u if pre_gate is None else u * pre_gate
+        y = learned_long_conv(gated, kernel, self.skip, blocks=self.butterfly_blocks, butterfly=self.butterfly)
+        return y if post_gate is None else y * post_gate
+
+    def init_cache(self, batch_shape: tuple[int, ...], max_length: int, dtype: DTypeLike) -> Any:
+        """The cache before the first step, a `LearnedState`: float32 at least, whatever the dtype."""
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return init_state(self.butterfly, (*batch_shape, self.features), self.kernel_length, max_length, wide)
+
+    def prefill(self, u: Float[Array, "*B D L"], cache: Any) -> tuple[Float[Array, "*B D L"], Any]:
+        """The first steps at once, and the cache after them."""
+        return prefill(u, cache, *self._parameters(), butterfly=self.butterfly)
+
+    def step(self, u: Float[Array, "*B D"], cache: Any) -> tuple[Float[Array, "*B D"], Any]:
+        """The next step, and the cache after it."""
+        return step(u, cache, *self._parameters(), butterfly=self.butterfly)
+
+    def _parameters(self):
+        return squash(self.kernel, self.squash_threshold), self.skip, unfreeze(self.butterfly_blocks)

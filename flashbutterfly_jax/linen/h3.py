@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from flashbutterfly_jax.functional import LearnedButterfly
+from flashbutterfly_jax.linen.butterfly import ButterflyFilter
 from flashbutterfly_jax.linen.filters import DiagonalFilter, LongFilter, ShiftFilter
 from flashbutterfly_jax.models.checks import check_positive
 from flashbutterfly_jax.models.layer import DEFAULT_KERNEL_INIT, DEFAULT_SQUASH_THRESHOLD
@@ -98,6 +100,7 @@ class H3LongConv(_Mixer):
       squash_threshold: of `flashbutterfly_jax.squash`; 0 is none.
       kernel_dropout_rate: of `flashbutterfly_jax.kernel_dropout`, in training.
       kernel_init: initialises both kernels.
+      butterfly: learns the blocks of both convolutions' transforms as well, in its causal form alone.
 
     Raises:
       ValueError: at construction for a wrong argument.
@@ -115,16 +118,23 @@ class H3LongConv(_Mixer):
     squash_threshold: float = DEFAULT_SQUASH_THRESHOLD
     kernel_dropout_rate: float = 0.0
     kernel_init: Callable = DEFAULT_KERNEL_INIT
+    butterfly: LearnedButterfly | None = None
 
     def __post_init__(self):
         check_positive("features", self.features)
         check_positive("kernel_length", self.kernel_length)
+        if self.butterfly is not None and not self.butterfly.causal:
+            raise ValueError(
+                'butterfly must be of the form "causal", as the others look ahead once trained, at what a language '
+                f"model is to predict; got {self.butterfly.form!r}."
+            )
         super().__post_init__()
 
     def filters(self) -> tuple[nn.Module, nn.Module]:
         """Two long convolutions."""
+        learned: dict[str, Any] = {} if self.butterfly is None else {"butterfly": self.butterfly}
         make = functools.partial(
-            LongFilter,
+            ButterflyFilter if learned else LongFilter,
             self.features,
             self.kernel_length,
             squash_threshold=self.squash_threshold,
@@ -132,6 +142,7 @@ class H3LongConv(_Mixer):
             kernel_init=self.kernel_init,
             param_dtype=self.param_dtype,
             implementation=self.implementation,
+            **learned,
         )
         return make(), make()
 

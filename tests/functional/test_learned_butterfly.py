@@ -212,6 +212,14 @@ class TestCausality:
         block = np.arange(self.LENGTH) // 12
         np.testing.assert_array_equal(moved, block[:, None] > block)
 
+    def test_what_comes_later_changes_nothing_not_even_by_being_there(self):
+        config = LearnedButterfly("causal", (4, 3))
+        blocks = perturbed(new_blocks(config, 1, 40))
+        u, kernel = normal(1, 40), normal(1, 40)
+        y = learned_long_conv(u, kernel, blocks=blocks, butterfly=config)
+        short = learned_long_conv(u[:, :26], kernel, blocks=blocks, butterfly=config)
+        assert error(short, y[:, :26]) < TOLERANCE["float64"]
+
     def test_it_depends_on_the_distance_between_blocks(self):
         """So that a sequence may be longer than any in training."""
         config = LearnedButterfly("causal", (4, 3))

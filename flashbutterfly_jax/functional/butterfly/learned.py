@@ -201,7 +201,9 @@ def learned_long_conv(
         raise ValueError(
             f"u must have at most {longest} steps for {plan} in the form {butterfly.form!r}; got {u.shape[-1]}."
         )
-    blocks = jax.tree.map(functools.partial(floating, "blocks"), blocks)
+    blocks = {
+        name: {stage: floating("blocks", block) for stage, block in tree.items()} for name, tree in blocks.items()
+    }
     _check_blocks(blocks, butterfly, plan, u.shape[-2])
 
     return _convolve(u, kernel, skip, reverse_kernel, blocks, butterfly, plan, precision)
@@ -286,24 +288,32 @@ def _free(
 def _causal(learned: _Learned, u: Float[Array, "*B D L"], kernel: Float[Array, "*C D K"]) -> Float[Array, "..."]:
     """Blocks of steps: the fixed transform within each, the learned one from each to the later ones."""
     plan, length = learned.plan, u.shape[-1]
-    axis = -plan.order - 1  # of the blocks, in spectra
-    rows, taps = _cut(u, plan.n), _cut(kernel[..., :length], plan.n)
+    rows = _cut(u, plan.n)
+    taps = _cut(kernel, plan.n)[..., : rows.shape[-2], :]  # whole blocks: once learned, a block's last taps reach far
     if kernel.ndim == 3:
         rows = jnp.expand_dims(rows, -4)
     first = forward(taps[..., :1, :], plan, RIGHT_ANGLE, precision=learned.precision)
     spectra = forward(rows, plan, RIGHT_ANGLE, precision=learned.precision) * first
-    count, across = rows.shape[-2], jnp.zeros((), spectra.dtype)
-    if count > 1:
-        x, k = learned.transform("input", rows, inner=1), learned.transform("kernel", taps, inner=1)
-        k = _shift(k, 0, 1, axis) + 1j * _shift(k, 1, 0, axis)
-        for lag in range(1, min(count, k.shape[axis])):
-            earlier = jax.lax.slice_in_dim(x, 0, count - lag, axis=axis)
-            across = across + _shift(earlier * jax.lax.slice_in_dim(k, lag, lag + 1, axis=axis), lag, 0, axis)
-    if count == 1 or not learned.butterfly.learn_inverse:
+    across = _across(learned, rows, taps) if rows.shape[-2] > 1 else jnp.zeros_like(spectra)
+    if not learned.butterfly.learn_inverse:
         y = inverse(spectra + across, plan, RIGHT_ANGLE, real=True, precision=learned.precision)
     else:
         y = inverse(spectra, plan, RIGHT_ANGLE, real=True, precision=learned.precision) + learned.back(across, inner=1)
     return y.reshape(*y.shape[:-2], -1)[..., :length]
+
+
+def _across(
+    learned: _Learned, rows: Float[Array, "*rows J P"], taps: Float[Array, "*C D T P"]
+) -> Complex[Array, "..."]:
+    """The spectra of what each block gets from those before it."""
+    axis, count = -learned.plan.order - 1, rows.shape[-2]
+    x, k = learned.transform("input", rows, inner=1), learned.transform("kernel", taps, inner=1)
+    k = _shift(k, 0, 1, axis) + 1j * _shift(k, 1, 0, axis)
+    across = jnp.zeros((), x.dtype)
+    for lag in range(1, min(count, k.shape[axis])):
+        earlier = jax.lax.slice_in_dim(x, 0, count - lag, axis=axis)
+        across = across + _shift(earlier * jax.lax.slice_in_dim(k, lag, lag + 1, axis=axis), lag, 0, axis)
+    return across
 
 
 def _cut(x: Float[Array, "*rows _"], points: int) -> Float[Array, "*rows blocks {points}"]:
