@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import optax
 
 import flashbutterfly_jax as fb
 from experiments.baselines import LAYERS, label_kernels
@@ -102,16 +101,9 @@ class ClassifierRecipe(Recipe):
             **common,
         )
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """That of every recipe, which of state-space models trains A, B and the time steps as kernels."""
-        return fb.optim.adamw(
-            self.learning_rate,
-            kernel_learning_rate=self.kernel_learning_rate,
-            weight_decay=self.weight_decay,
-            warmup_steps=self.warmup_steps,
-            total_steps=self.schedule_steps,
-            label=label_kernels,
-        )
+    def label(self, params: Any) -> Any:
+        """Of state-space models, A, B and the time steps train as kernels do."""
+        return label_kernels(params)
 
     def classifier(self, *, num_classes: int, kernel_length: int, **options: Any) -> fb.linen.SequenceClassifier:
         """The model, given what the data decide: `input_features` or `vocab_size`, and the decoder."""

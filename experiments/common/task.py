@@ -156,7 +156,12 @@ class Recipe(ABC):
             weight_decay=self.weight_decay,
             warmup_steps=self.warmup_steps,
             total_steps=self.schedule_steps,
+            label=self.label,
         )
+
+    def label(self, params: Any) -> Any:
+        """Which parameters train as long kernels, as a tree of labels."""
+        return fb.optim.label_long_kernels(params)
 
     def learning_rates(self, step: jax.Array) -> dict[str, jax.Array]:
         """What the optimizer makes the update number `step` with, counted from 0: for the logs."""
