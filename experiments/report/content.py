@@ -134,7 +134,7 @@ def regularization(of_task: Sequence[Seen]) -> list[Block]:
     for run, found, _ in of_task:
         scores = run.scores()
         row = scores.get("test") or scores.get("validation")
-        smoothness = ["not measured"] * 2 + ["not measured"]
+        smoothness = [NOT_MEASURED] * 3
         if found is not None:
             values = found.variation(), found.high_frequencies()
             smoothness = [*map(kernels.summary, values), f"{found.alive().mean():.1%}"]
@@ -151,7 +151,8 @@ def regularization(of_task: Sequence[Seen]) -> list[Block]:
     explained = (
         "Of every kernel as it is convolved with, the median over all kernels and their range. Total variation is "
         "normalised, the sum of |k(t+1) − k(t)| over that of |k(t)|: independent taps have 1.41. High frequencies are "
-        "the share of the energy above a quarter of a cycle per step: independent taps have 0.5."
+        "the share of the energy above a quarter of a cycle per step, half of the highest frequency: independent taps "
+        "have 0.5."
     )
     return [Table([*header, "taps alive"], rows), Paragraph(explained)]
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 import flashbutterfly_jax as fb
 from experiments.common.figures import plain, png
 from experiments.common.workdir import Row
+from flashbutterfly_jax.functional import high_frequency_share, total_variation
 from flashbutterfly_jax.optim import label_long_kernels
 
 STORED, USED = "#a9afb9", "#1f5fa8"
@@ -34,32 +35,19 @@ class Kernels:
     """As they are convolved with in evaluation: smoothed and squashed."""
 
     def variation(self) -> np.ndarray:
-        r"""Normalised total variation of each kernel, (layers, R, D), NaN where all taps are zero.
-
-        .. math:: \sum_t |k_{t+1} - k_t| \Big/ \sum_t |k_t|
-
-        0 is a constant, at most 2 is an alternation; independent normal taps have :math:`\sqrt 2` on average.
-        """
-        return ratio(np.abs(np.diff(self.used)).sum(-1), np.abs(self.used).sum(-1))
+        """`flashbutterfly_jax.functional.total_variation` of each, (layers, R, D), NaN where all taps are zero."""
+        return self._of_living(total_variation(self.used))
 
     def high_frequencies(self) -> np.ndarray:
-        """Share of each kernel's energy above a quarter of a cycle per step, (layers, R, D), NaN where it is zero.
+        """`flashbutterfly_jax.functional.high_frequency_share`, likewise."""
+        return self._of_living(high_frequency_share(self.used))
 
-        That is the upper half of the spectrum: independent taps have a half of their energy there.
-        """
-        energy = np.abs(np.fft.rfft(self.used)) ** 2
-        taps = self.used.shape[-1]
-        frequencies = np.fft.rfftfreq(taps)
-        weight = np.where((frequencies == 0) | (frequencies == 0.5), 1, 2)  # the others stand for two
-        return ratio((energy * weight * (frequencies > 0.25)).sum(-1), (energy * weight).sum(-1))
+    def _of_living(self, values: Any) -> np.ndarray:
+        return np.where((self.used != 0).any(-1), values, np.nan)
 
     def alive(self) -> np.ndarray:
         """Share of the taps of each kernel that are not zero, (layers, R, D)."""
         return np.mean(self.used != 0, axis=-1)
-
-
-def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
 
 
 def read(workdir: Path, recipe: Row) -> tuple[Kernels | None, list[str]]:
