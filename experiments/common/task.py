@@ -18,6 +18,7 @@ import optax
 from flax import linen as nn
 
 import flashbutterfly_jax as fb
+from experiments.common.sharding import StateSharding
 
 type Batch = Any
 """A tree of arrays, most often a dictionary, whose leading axes are the examples of the batch."""
@@ -74,6 +75,12 @@ class Task:
     initial: Mapping[str, Any] = field(default_factory=dict)
     """Parameters to start from, by their first names in the tree of the model's; the others are initialised."""
 
+    tokens_per_example: int | None = None
+    """Where an example is that many tokens, the log has tokens per second."""
+
+    flop_per_example: float | None = None
+    """That the model needs for the forward and the backward pass, recomputation left out: for the log."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(ABC):
@@ -101,7 +108,19 @@ class Recipe(ABC):
     """Of linear warm-up."""
 
     decay_steps: int | None = None
-    """At which the half cosine, counted from step 0, reaches zero; None is after all steps."""
+    """At which the half cosine, counted from step 0, reaches its end; None is after all steps."""
+
+    final_fraction: float = 0.0
+    """Of the peak learning rates, at which the half cosine ends."""
+
+    clip_norm: float | None = None
+    """Longer gradients, all parameters as one vector, are scaled down to this length; None leaves them."""
+
+    accumulation: int = 1
+    """Parts of a batch that are computed one after the other, for the memory; the gradient is that of all."""
+
+    state_sharding: StateSharding = "replicated"
+    """`sharded` divides parameters and optimizer state over all devices, and gathers parameters for each step."""
 
     log_every: int = 10
     """Steps over which each line of training metrics is a mean."""
@@ -121,14 +140,18 @@ class Recipe(ABC):
 
     def __post_init__(self) -> None:
         self.require("seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
-        for name in ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "accumulation", "log_every", "evaluate_every", "checkpoint_every"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "kernel_learning_rate", "weight_decay"):
             rate = getattr(self, name)
             self.require(name, rate is None or 0 <= rate < math.inf, "at least 0 and finite")
+        self.require("clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf, "above 0 and finite")
+        whole = self.batch_size % self.accumulation == 0
+        self.require("accumulation", whole, f"a divisor of batch_size = {self.batch_size}")
         # Means over log_every steps start at a checkpoint again, so that no line depends on where a run was killed.
         whole = self.checkpoint_every % self.log_every == 0
         self.require("checkpoint_every", whole, f"a multiple of log_every = {self.log_every}")
+        self.require("final_fraction", 0 <= self.final_fraction <= 1, "from 0 to 1")
         self.require("decay_steps", self.decay_steps is None or self.decay_steps >= 1, "at least 1")
         end = self.schedule_steps
         self.require("warmup_steps", 0 <= self.warmup_steps < end, f"from 0 to below the {end} steps of the schedule")
@@ -141,23 +164,25 @@ class Recipe(ABC):
     @property
     def whereabouts(self) -> tuple[str, ...]:
         """Options that say where something is, or how fast to make it, and not what: a run may go on with others."""
-        return ()
+        return ("state_sharding",)
 
     @property
     def schedule_steps(self) -> int:
-        """After which the learning rates are zero."""
+        """After which the learning rates stay as they are."""
         return self.steps if self.decay_steps is None else self.decay_steps
 
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW, under which the long kernels have a learning rate of their own and no decay."""
-        return fb.optim.adamw(
+        """AdamW, under which the long kernels have a learning rate of their own and no decay, after clipping."""
+        adamw = fb.optim.adamw(
             self.learning_rate,
             kernel_learning_rate=self.kernel_learning_rate,
             weight_decay=self.weight_decay,
             warmup_steps=self.warmup_steps,
             total_steps=self.schedule_steps,
+            final_fraction=self.final_fraction,
             label=self.label,
         )
+        return adamw if self.clip_norm is None else optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
 
     def label(self, params: Any) -> Any:
         """Which parameters train as long kernels, as a tree of labels."""
@@ -165,6 +190,6 @@ class Recipe(ABC):
 
     def learning_rates(self, step: jax.Array) -> dict[str, jax.Array]:
         """What the optimizer makes the update number `step` with, counted from 0: for the logs."""
-        factor = fb.optim.warmup_cosine(self.warmup_steps, self.schedule_steps)(step)
+        factor = fb.optim.warmup_cosine(self.warmup_steps, self.schedule_steps, self.final_fraction)(step)
         kernel_peak = self.learning_rate if self.kernel_learning_rate is None else self.kernel_learning_rate
         return {"learning_rate": factor * self.learning_rate, "kernel_learning_rate": factor * kernel_peak}

@@ -26,7 +26,9 @@ from experiments.common.data import EvaluationBatch, evaluation_batches, reading
 from experiments.common.errors import RunError
 from experiments.common.memory import peak_bytes, step_bytes
 from experiments.common.report import evaluation_line, progress_bar, result_table, training_line
+from experiments.common.sharding import state_shardings
 from experiments.common.task import Batch, Measure, Recipe, Task
+from experiments.common.throughput import throughput
 from experiments.common.workdir import Metrics, Row, Workdir
 
 IN_FLIGHT = 4  # steps that the devices may be behind the host; then the host waits for them, and never they for it
@@ -83,7 +85,7 @@ def train(
     devices = jax.devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     replicated, by_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    check_divisible(recipe.batch_size, mesh)
+    check_divisible(recipe.batch_size, recipe.accumulation, mesh)
     workdir = Workdir(folder, recipe)
 
     # Data.
@@ -98,21 +100,24 @@ def train(
 
     # State: the latest checkpoint, or the initialisation.
     initialize = make_initialization(recipe, task)
-    like = abstract(jax.eval_shape(initialize), replicated)
+    shapes = jax.eval_shape(initialize)
+    shardings = state_shardings(shapes, mesh, recipe.state_sharding)
+    like = jax.tree.map(abstract, shapes, shardings)
     checkpoints = Checkpoints(workdir.checkpoints)
     first = checkpoints.latest_step()
     check_profile_steps(profile_steps, first, recipe.steps)
-    state = checkpoints.restore(first, like) if first else jax.jit(initialize, out_shardings=replicated)()
+    state = checkpoints.restore(first, like) if first else jax.jit(initialize, out_shardings=shardings)()
     if not first and task.initial:
-        state = state._replace(params={**state.params, **jax.device_put(dict(task.initial), replicated)})
+        state = state._replace(params=jax.device_put({**state.params, **task.initial}, shardings.params))
     if first:
         console.print(f"going on from step {first} in {folder}")
 
     # Steps, compiled here and once: what is called below cannot compile again.
     start = time.perf_counter()
     with console.status("compiling"):
+        divided = shardings if recipe.state_sharding == "sharded" else None
         example_batch = abstract(batches[0], by_rows)
-        train_step = make_train_step(recipe, task, replicated).lower(like, example_batch).compile()
+        train_step = make_train_step(recipe, task, replicated, divided).lower(like, example_batch).compile()
         weight = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.float32, sharding=by_rows)
         evaluation_step = make_evaluation_step(task, replicated)
         evaluation_batch = EvaluationBatch(example_batch, weight)
@@ -125,7 +130,7 @@ def train(
     workdir.describe(first, {"parameters": parameters, "step_bytes": step_bytes(train_step)})
 
     # The loop.
-    log = Log(recipe, len(task.train), metrics, console)
+    log = Log(recipe, task, metrics, console, devices)
     upcoming_batches = reading_ahead(batches[first : recipe.steps])
     with checkpoints, progress_bar(console) as progress, upcoming_batches as upcoming:
         bar = progress.add_task("", total=recipe.steps, completed=first, status="")
@@ -158,13 +163,15 @@ def train(
     return Result(state, metrics.rows)
 
 
-def check_divisible(batch_size: int, mesh: Mesh) -> None:
-    """Every device gets as many examples of a batch as every other."""
-    if batch_size % mesh.size:
-        below = batch_size // mesh.size * mesh.size
-        fitting = " or ".join(str(size) for size in (below, below + mesh.size) if size)
+def check_divisible(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Every device gets as many examples of each part of a batch as every other."""
+    multiple = mesh.size * accumulation
+    if batch_size % multiple:
+        below = batch_size // multiple * multiple
+        fitting = " or ".join(str(size) for size in (below, below + multiple) if size)
+        parts = f" times accumulation = {accumulation}" if accumulation > 1 else ""
         raise RunError(
-            f"batch_size must be a multiple of the {mesh.size} devices, such as {fitting}; got {batch_size}."
+            f"batch_size must be a multiple of the {mesh.size} devices{parts}, such as {fitting}; got {batch_size}."
         )
 
 
@@ -197,32 +204,77 @@ def keys(recipe: Recipe) -> tuple[jax.Array, jax.Array]:
     return initialization, dropout
 
 
-def make_train_step(recipe: Recipe, task: Task, replicated: NamedSharding) -> Any:
+def make_train_step(recipe: Recipe, task: Task, replicated: NamedSharding, shardings: Any = None) -> Any:
     """A jitted function of the state and a batch: the next state, in the memory of the last, and what was measured.
 
-    The batch is sharded over the devices and the state is not, so the sums over the batch, of the gradient, the
-    measures and the statistics of batch normalisation, are all that the devices exchange.
+    The batch is sharded over the devices. Where the state is not, the sums over the batch, of the gradient, the
+    measures and the statistics of batch normalisation, are all that the devices exchange; where it is, the parameters
+    are gathered before.
+
+    Args:
+      recipe: which says how.
+      task: what is measured.
+      replicated: the sharding of what all devices have.
+      shardings: of the state; None is replicated.
     """
     optimizer = recipe.optimizer()
+    shardings = replicated if shardings is None else shardings
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=replicated)
-    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        dropout = jax.random.fold_in(keys(recipe)[1], state.step)
+    def sums_of(params: Any, statistics: Any, batch: Batch, dropout: jax.Array) -> tuple[dict[str, Measure], Any]:
+        outputs, statistics = task.model.apply(
+            {"params": params, **statistics},
+            batch,
+            False,
+            method=task.forward,
+            rngs={"dropout": dropout},
+            mutable=list(statistics),
+        )
+        return jax.tree.map(jnp.sum, task.measure(outputs, batch)), dict(statistics)
+
+    def at_once(params: Any, statistics: Any, batch: Batch, dropout: jax.Array) -> Any:
+        """The gradient of the mean loss, the means and the new statistics."""
 
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
-            outputs, statistics = task.model.apply(
-                {"params": params, **state.statistics},
-                batch,
-                False,
-                method=task.forward,
-                rngs={"dropout": dropout},
-                mutable=list(state.statistics),
-            )
-            sums = jax.tree.map(jnp.sum, task.measure(outputs, batch))
+            sums, new = sums_of(params, statistics, batch, dropout)
             means = {name: total / weight for name, (total, weight) in sums.items()}
-            return means["loss"], (means, dict(statistics))
+            return means["loss"], (means, new)
 
-        gradient, (means, statistics) = jax.grad(loss_of, has_aux=True)(state.params)
+        gradient, (means, new) = jax.grad(loss_of, has_aux=True)(params)
+        return gradient, means, new
+
+    def in_parts(params: Any, statistics: Any, batch: Batch, dropout: jax.Array) -> Any:
+        """The same from the parts of the batch: weights of a loss do not depend on the parameters."""
+
+        def add(carry: Any, part: Any) -> tuple[Any, None]:
+            number, rows = part
+
+            def loss_of(params: Any) -> tuple[jax.Array, Any]:
+                sums, new = sums_of(params, carry[2], rows, jax.random.fold_in(dropout, number))
+                return sums["loss"].total, (sums, new)
+
+            gradient, (sums, new) = jax.grad(loss_of, has_aux=True)(params)
+            return (*jax.tree.map(jnp.add, carry[:2], (gradient, sums)), new), None
+
+        # Every part has rows of every device: rows stay where they are.
+        count = recipe.accumulation
+        parts = jax.tree.map(lambda rows: rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1), batch)
+        one = jax.tree.map(lambda rows: rows[0], parts)
+        sums = jax.eval_shape(lambda: sums_of(params, statistics, one, dropout)[0])
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (params, sums))
+        (gradient, sums, new), _ = jax.lax.scan(add, (*zeros, statistics), (jnp.arange(count), parts))
+        means = {name: total / weight for name, (total, weight) in sums.items()}
+        return jax.tree.map(lambda total: total / sums["loss"].weight, gradient), means, new
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated))
+    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        dropout = jax.random.fold_in(keys(recipe)[1], state.step)
+        params = state.params
+        if shardings is not replicated:
+            params = jax.lax.with_sharding_constraint(params, replicated)
+        compute = at_once if recipe.accumulation == 1 else in_parts
+        gradient, means, statistics = compute(params, state.statistics, batch, dropout)
+        if shardings is not replicated:
+            gradient = jax.lax.with_sharding_constraint(gradient, shardings.params)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         measures = {**means, "gradient_norm": optax.tree.norm(gradient), **recipe.learning_rates(state.step)}
         params = optax.apply_updates(state.params, updates)
@@ -265,7 +317,7 @@ def fetched_late(values: Iterable[Any]) -> Iterator[Any]:
         yield jax.device_get(pending.popleft())
 
 
-def abstract(tree: Any, sharding: NamedSharding) -> Any:
+def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """The shapes and dtypes of arrays, in a sharding."""
     return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), tree)
 
@@ -283,9 +335,11 @@ class Log:
 
     LAST_VALUE = ("learning_rate", "kernel_learning_rate")
 
-    def __init__(self, recipe: Recipe, epoch_examples: int, metrics: Metrics, console: Console) -> None:
+    def __init__(
+        self, recipe: Recipe, task: Task, metrics: Metrics, console: Console, devices: Sequence[jax.Device]
+    ) -> None:
         self.status = ""
-        self._recipe, self._epoch_examples = recipe, epoch_examples
+        self._recipe, self._task, self._devices = recipe, task, devices
         self._metrics, self._console = metrics, console
         self._pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self._window: list[dict[str, float]] = []
@@ -318,9 +372,11 @@ class Log:
             name: last if name in self.LAST_VALUE else float(np.mean([values[name] for values in self._window]))
             for name, last in self._window[-1].items()
         }
+        examples_per_second = len(self._window) * self._recipe.batch_size / seconds
         timing = {
             "seconds": round(now - self._began, 3),
-            "examples_per_second": round(len(self._window) * self._recipe.batch_size / seconds, 3),
+            "examples_per_second": round(examples_per_second, 3),
+            **throughput(self._task, examples_per_second, self._devices),
             "waiting_for_data": round(self._waited / seconds, 4),
         }
         if (peak := peak_bytes()) is not None:
@@ -358,7 +414,7 @@ class Log:
         return _Stopwatch(shift)
 
     def _place(self, step: int) -> Row:
-        return {"step": step, "epoch": round(step * self._recipe.batch_size / self._epoch_examples, 4)}
+        return {"step": step, "epoch": round(step * self._recipe.batch_size / len(self._task.train), 4)}
 
     def _check_finite(self, step: int, where: str, values: Mapping[str, float]) -> None:
         """Stops a run that cannot recover."""
