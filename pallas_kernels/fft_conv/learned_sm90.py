@@ -191,7 +191,7 @@ def shared_memory(config: Config) -> int:
 
     Example:
       >>> [shared_memory(default_config(n2)) for n2 in (16, 32, 64)]
-      [147456, 172032, 229376]
+      [147456, 147456, 229376]
     """
     n2 = config.n2
     blocks = 2 * (2 * N1 * N1 + 2 * n2 * 2 * n2)
