@@ -94,7 +94,8 @@ class geometric_decay_2d:
     .. math:: k_{d,i,j} = \mathrm{scale} \cdot N(0, 1) \cdot
         \exp\!\big(-(\tfrac{i}{K_h} + \tfrac{j}{K_w}) \lfloor D/2 \rfloor^{d/D}\big)
 
-    The paper's own has not been published. It has no ``tap_scale``, so a squash that kills its taps draws no warning.
+    Ours: the authors released none for images. As it has no ``tap_scale``, a squash that kills its taps draws no
+    warning.
 
     Example:
       >>> import jax

@@ -43,8 +43,8 @@ def long_conv_2d(
                           reverse-reverse
     ====================  ==========================================================  =================
 
-    The form of the two-dimensional kernel of Fu et al. (https://arxiv.org/abs/2302.06646) has not been published, so
-    this one is a reconstruction: full kernels, not the outer products of S4ND. Squash applies as it is.
+    The authors of Fu et al. (https://arxiv.org/abs/2302.06646) released no code for their two-dimensional layer, so
+    this form is a reconstruction: full kernels, not the outer products of S4ND. Squash applies as it is.
 
     It is computed as one convolution of sequences: with rows laid one after the other, and as many zeros between two
     as lags reach across, the lag (a, b) is the lag a S + b for rows S apart. That is exact, pads to the same

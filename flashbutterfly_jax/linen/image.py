@@ -20,8 +20,9 @@ class ImageClassifier(nn.Module):
     r"""Patch encoder, residual blocks of two-dimensional layers, mean over the image, linear head.
 
     What `SequenceClassifier` is for pixels in a row, for pixels on a grid: there is no positional encoding either.
-    Non-overlapping patches are encoded by a dense layer; patches of size 1 are pixels, as in the paper's recipe of
-    two-dimensional CIFAR, of which neither the layer nor the settings have been published.
+    Non-overlapping patches are encoded by a dense layer; patches of size 1 are pixels. The authors' code for
+    two-dimensional CIFAR encodes pixels by a dense layer and takes the mean, too; its long convolution they did not
+    release.
 
     The logits have ``dtype``, or what x and the parameters promote to. The blocks are one block scanned over stacked
     parameters. Parameters: ``encoder``, ``blocks`` (each with a leading axis of ``num_layers``), ``final_norm`` where

@@ -22,8 +22,8 @@ class LongConv2D(nn.Module):
 
     as `LongConv`, with `flashbutterfly_jax.long_conv_2d` for the convolution: each of the D features has C kernels as
     large as the image, learned directly, and convolved with after ``kernel_transform``, or else smooth along both
-    axes, then squash, then dropout. The two-dimensional layer of Fu et al. has not been published, so this one is a
-    reconstruction. Dtypes are those of `LongConv`.
+    axes, then squash, then dropout. The authors of Fu et al. released no code for their two-dimensional layer, so this
+    one is a reconstruction. Dtypes are those of `LongConv`.
 
     Parameters: ``kernel (QC, D, Kh, Kw)``, with Q quadrants, those of one after those of another in the order of
     `flashbutterfly_jax.long_conv_2d`; ``skip (C, D)``; ``output/kernel (CD, 2D)``, rows with the channel outermost;
