@@ -280,7 +280,7 @@ PREDICTION_SMOKE = Prediction(
 )
 DECODING_PAPER = Decoding()
 DECODING_SMALL = Decoding(
-    steps=300,
+    steps=200,
     batch_size=32,
     learning_rate=0.003,
     kernel_learning_rate=0.003,
@@ -298,6 +298,7 @@ DECODING_SMALL = Decoding(
     networks=64,
     tar_dir=None,
     num_classes=4,
+    study=Study(signal=0.3),  # with 1, as for prediction, all windows are decoded after 100 steps
 )
 DECODING_SMOKE = Decoding(
     steps=6,
