@@ -115,3 +115,11 @@ def test_refuses(arguments, message):
 
 def leaves(tree):
     return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def test_cosine_ends_at_the_final_fraction():
+    """Half way down from 1 to 0.1 is 0.55."""
+    schedule = warmup_cosine(2, 6, final_fraction=0.1)
+    np.testing.assert_allclose([schedule(step) for step in (0, 1, 2, 4, 6, 9)], [0, 0.5, 1, 0.55, 0.1, 0.1], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"^final_fraction must be in \[0, 1\]; got 1\.5\.$"):
+        warmup_cosine(2, 6, final_fraction=1.5)
