@@ -1,0 +1,77 @@
+"""Every smoke preset trains, checkpoints, is interrupted, goes on to the bit, and evaluates."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.common import train as loop
+from experiments.fmri.train import RECIPES as FMRI
+from experiments.images.train import RECIPES as IMAGES
+from experiments.lra.train import RECIPES as LRA
+from tests.experiments.conftest import ROOT
+from tests.experiments.toy import rows_of
+
+FAMILIES = {"lra": {name: LRA[name] for name in LRA if name != "listops"}, "images": IMAGES, "fmri": FMRI}
+TASKS = [(family, task) for family, tasks in FAMILIES.items() for task in tasks]
+STOP = 5  # of 6 steps, with a checkpoint every 2
+
+
+@pytest.mark.parametrize(("family", "task"), TASKS)
+def test_an_interrupted_run_goes_on_to_the_bit(toy_run, tmp_path, monkeypatch, family, task):
+    recipe = FAMILIES[family][task]["smoke"]
+    expected, _ = toy_run(tmp_path / "undisturbed", recipe)
+    add = loop.Log.add
+
+    def interrupt(self, step, measures):
+        if step == STOP:
+            raise KeyboardInterrupt
+        add(self, step, measures)
+
+    monkeypatch.setattr(loop.Log, "add", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        toy_run(tmp_path / "run", recipe)
+    monkeypatch.undo()
+    result, output = toy_run(tmp_path / "run", recipe)
+    assert "going on from step 4" in output
+    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "undisturbed")
+    assert jax.tree.all(jax.tree.map(np.array_equal, result.state, expected.state))
+    evaluated = [row for row in rows_of(tmp_path / "run") if row["split"] != "train"]
+    assert {row["step"] for row in evaluated} == {3, 6}
+    assert all(np.isfinite(row["loss"]) for row in evaluated)
+    assert_all_learn(recipe, expected.state)
+
+
+def assert_all_learn(recipe, state):
+    """No parameter stays where it started, and the model has no other."""
+    before = jax.jit(loop.make_initialization(recipe, recipe.build()))()
+    same = jax.tree.map(np.array_equal, before.params, state.params)
+    assert not any(jax.tree.leaves(same)), same
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "task"), TASKS)
+def test_a_killed_command_goes_on_to_the_bit(toy_run, compiled, tmp_path, family, task):
+    """As a user has it: the command, SIGKILL behind the first checkpoint, and the same command again."""
+    command = [sys.executable, "-W", "error", "-m", f"experiments.{family}.train", "--task", task, "--preset", "smoke"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | {name.upper(): str(value) for name, value in compiled.items()}
+
+    def start(folder):
+        return subprocess.Popen([*command, "--workdir", str(folder)], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+
+    toy_run(tmp_path / "undisturbed", FAMILIES[family][task]["smoke"])
+    killed = start(tmp_path / "run")
+    while killed.poll() is None and not (tmp_path / "run" / "checkpoints" / "2").exists():
+        time.sleep(0.001)
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    again = start(tmp_path / "run")
+    output, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, output
+    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "undisturbed")
