@@ -2,7 +2,7 @@
 
     python -m experiments.lra.step_times --out FOLDER [--tasks pathx path256] [--variants 4 7] [--tiny]
 
-For each of Long Range Arena's tasks, sequential CIFAR-10 and Path256: the step of the preset `paper` with jnp.fft
+For each of Long Range Arena's tasks, Path256 and CIFAR-10 in colour: the step of the preset `paper` with jnp.fft
 ("xla") and with the fused kernel ("mosaic_gpu"), in float32 and in bfloat16, and that of a Transformer as wide and as
 deep, with the matrix of weights ("xla") and with flash attention ("cudnn"). Batches are random numbers of the right
 shapes, so that neither data nor the libraries that read them are needed. A step is the loss, its gradient and AdamW.

@@ -1,6 +1,7 @@
 """The recipes whose steps are timed, and batches of the right shapes with random content."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,8 +46,13 @@ class Case:
 
     decoder: str = "mean"
 
+    grid: bool = False
+    """Whether inputs are square images, and not sequences."""
+
     def model(self) -> nn.Module:
         """The model of the recipe."""
+        if self.grid:
+            return self.recipe.model()  # type: ignore[attr-defined]
         inputs: dict[str, Any] = {"input_features": self.pixel_features}
         if self.vocab_size is not None:
             inputs = {"vocab_size": self.vocab_size}
@@ -61,7 +67,8 @@ class Case:
         if self.decoder == "retrieval":
             shape = (*shape, 2)
         if self.vocab_size is None:
-            inputs = rng.uniform(-1, 1, (*shape, self.length, self.pixel_features)).astype(np.float32)
+            pixels = (math.isqrt(self.length),) * 2 if self.grid else (self.length,)
+            inputs = rng.uniform(-1, 1, (*shape, *pixels, self.pixel_features)).astype(np.float32)
         else:
             inputs = rng.integers(0, self.vocab_size, (*shape, self.length), np.uint8)
         batch = {"inputs": inputs, "labels": rng.integers(0, self.classes, shape[:1], np.int32)}
@@ -103,6 +110,7 @@ def cases() -> Mapping[str, Case]:
         "pathx": of_paths(pathfinder.PATH_X),
         "path256": of_paths(pathfinder.PATH_256),
         "scifar": Case(rgb, 1024, 10, 45_000, pixel_features=3),
+        "cifar2d": Case(images.GRID, 1024, 10, 45_000, pixel_features=3, grid=True),
     }
 
 

@@ -99,12 +99,12 @@ def timed(case: Case, effort: Effort) -> dict[str, Any]:
     optimizer = recipe.optimizer()
 
     def apply(variables: Any, batch: Any, **options: Any) -> Any:
-        return model.apply(variables, batch["inputs"], lengths=batch.get("lengths"), deterministic=False, **options)
+        return model.apply(variables, batch["inputs"], **lengths_of(batch), deterministic=False, **options)
 
     def initialize() -> tuple[Any, ...]:
         example = {name: array[:1] for name, array in batch.items()}
-        lengths = example.get("lengths")
-        variables = dict(model.init(jax.random.key(0), example["inputs"], lengths=lengths, deterministic=True))
+        options = lengths_of(example)
+        variables = dict(model.init(jax.random.key(0), example["inputs"], **options, deterministic=True))
         params = variables.pop("params")
         return params, variables, optimizer.init(params), jnp.int32(0)
 
@@ -148,6 +148,11 @@ def timed(case: Case, effort: Effort) -> dict[str, Any]:
         "step_bytes": step_bytes(compiled),
         "parameters": parameters,
     }
+
+
+def lengths_of(batch: Any) -> dict[str, Any]:
+    """The argument that padded sequences need, and images do not have."""
+    return {name: array for name, array in batch.items() if name == "lengths"}
 
 
 def first_sentence(error: BaseException) -> str:
