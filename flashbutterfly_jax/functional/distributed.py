@@ -6,33 +6,21 @@ steps are n independent numbers, so a set of L / P frequencies of one row needs 
 
 Features. One all-to-all gives each device every step of D / P features, and one brings the results back.
 
-Frequencies. The outer stage of the butterfly is an all-to-all itself. Let step t = p + P j. Device p gets the steps of
-its p, which is one exchange of real numbers, and transforms them over j: m points, m = n, or up to 2n with zeros behind
-that never leave the device, where the convolution must not wrap. With N = P m and frequency k = k2 + m k1,
-
-.. math:: X_k = \sum_p w_P^{k_1 p}\, w_N^{k_2 p} \sum_{j < m} w_m^{k_2 j}\, x_{p + P j}, \qquad w_N = e^{-2 \pi i / N}.
-
-The inner sum is a real FFT, of which the columns k2 = 0 to m / 2 carry everything, for all k1: the other half of the
-columns is their mirror image. A second exchange deals the columns out, after which P-point transforms over p are local,
-and so is the product with the kernel's spectrum, which has come the same way. Nothing is put in order: the inverse goes
-the way back, last stage first.
+Frequencies. The outer stage of the butterfly is an all-to-all itself: see `distributed_frequencies`.
 """
 
-import math
 from typing import Annotated, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Complex, Float, Inexact
+from jaxtyping import Array, Float
 
 from flashbutterfly_jax.functional.arguments import floating, shaped
-from flashbutterfly_jax.functional.long_conv import long_conv
-from flashbutterfly_jax.functional.spectral import irfft, rfft
+from flashbutterfly_jax.functional.distributed_frequencies import long_conv_by_frequencies
+from flashbutterfly_jax.functional.long_conv import _resolve, long_conv
 from flashbutterfly_jax.functional.taps import circular_taps
-from flashbutterfly_jax.functional.xla import next_fast_even
-from flashbutterfly_jax.typing import ArrayLike, checked_by_hand
+from flashbutterfly_jax.typing import ArrayLike, Implementations, checked_by_hand
 
 type Split = Literal["features", "frequencies"]
 """What a device has all of, between the exchanges: every step of some features, or some frequencies of every one."""
@@ -47,10 +35,12 @@ def sequence_parallel_long_conv(
     skip: Annotated[ArrayLike, "*C D"] | None = None,
     *,
     axis_name: str,
+    reverse_kernel: Annotated[ArrayLike, "*C D k"] | None = None,
     circular: bool = False,
     pre_gate: Annotated[ArrayLike, "*B D n"] | None = None,
     post_gate: Annotated[ArrayLike, "*BC D n"] | None = None,
     split: Split | None = None,
+    implementation: Implementations = "xla",
 ) -> Float[Array, "*BC D n"]:
     r"""`long_conv` inside `jax.shard_map`, on the part of the sequence that this device holds.
 
@@ -58,8 +48,9 @@ def sequence_parallel_long_conv(
     each kernel, K <= L. The result and every gradient are spread like what they belong to; other axes of the mesh may
     spread the batch. `long_conv_on_mesh` takes whole arrays instead, and any number of taps.
 
-    The result has the dtype of u, each gradient that of its argument. Computes in float32, and in float64 where any
-    argument is. Without gates numbers of 16 bits travel as such; spectra, kernels and what is gated do not.
+    The result has the dtype of u, each gradient that of its argument. By frequencies computes in float32, and in
+    float64 where any argument is; by features as ``implementation`` does. Without gates numbers of 16 bits travel as
+    such; spectra, kernels and what is gated do not.
 
     **What travels.** Real numbers that the exchanges carry, for each number that a device holds of u, y or the kernel,
     y being C times u; 1 / P of them stays where it is:
@@ -71,7 +62,8 @@ def sequence_parallel_long_conv(
     ``"frequencies"``         2             2 + 2 P / n at most  3 + 2 P / n at most, fewer if K < L
     ========================  ============  ===================  ====================================
 
-    Of a kernel with K < L the first exchange carries its own K numbers, the second as many as for u. Reverse mode
+    Of a kernel with K < L the first exchange carries its own K numbers, the second as many as for u. A reverse kernel
+    has a first exchange of its own; its spectrum is part of the kernel's. Reverse mode
     carries the same again, the other way: 3 and 3 all-to-alls for u, the kernel and y by features, 6 and 6 by
     frequencies. Nothing is gathered. If the batch is spread too, the kernel's gradient is summed over it as a spectrum,
     one all-reduce of 1 number for each tap, or 2 if causal, and a skip has one of C D numbers over the axis.
@@ -100,17 +92,21 @@ def sequence_parallel_long_conv(
       kernel: the local ``(D, k)`` or ``(C, D, k)``, k <= n.
       skip: the weight of u itself, ``(D,)``, or ``(C, D)`` where the kernel has channels; the same on every device.
       axis_name: the mesh axis over which the length is spread.
+      reverse_kernel: the kernel that looks ahead, of the kernel's shape and spread likewise.
       circular: wraps every lag modulo L.
       pre_gate: the local ``(*B, D, n)``, multiplies u before.
       post_gate: the local ``(*B, D, n)``, shared by the channels, or ``(*B, C, D, n)``; multiplies the result.
       split: ``"features"``, where P divides D, or ``"frequencies"``, where P divides n and k, which any number of
         features may have. None is features where P divides D and frequencies elsewhere.
+      implementation: of the convolution that a device computes by features, as for `long_conv`; None is the fastest.
+        All but ``"xla"`` may need `jax.shard_map` with ``check_vma=False``, and by frequencies there is no other.
 
     Returns:
       The local ``(*B, D, n)``, or ``(*B, C, D, n)`` where the kernel has channels.
 
     Raises:
       ValueError: if an argument has a wrong shape, dtype or value, there is no such axis, or P does not divide.
+      NotImplementedError: if no implementation named supports the request.
 
     Example:
       >>> import functools
@@ -145,26 +141,32 @@ def sequence_parallel_long_conv(
         )
     channels = kernel.shape[:-2]
     skip = shaped("skip", skip, kernel.shape[:-1], of="kernel without its taps")
+    reverse_kernel = shaped("reverse_kernel", reverse_kernel, kernel.shape, of="kernel")
     pre_gate = shaped("pre_gate", pre_gate, u.shape, of="u")
     post_gate = shaped("post_gate", post_gate, u.shape, (*batch, *channels, features, steps), of="u or of the result")
-    split = _resolve_split(split, devices, features)
+    split = _resolve_split(split, devices, features, implementation)
     if split == "frequencies":
         _must_divide("a length of L", steps * devices, devices, axis_name)
         _must_divide("a kernel of K", kernel.shape[-1] * devices, devices, axis_name)
 
     # The kernel, and hence the spectra, are of the dtype that is computed in; u may travel in a narrower one.
-    arguments = (u, kernel, skip, pre_gate, post_gate)
+    arguments = (u, kernel, skip, reverse_kernel, pre_gate, post_gate)
     wide = any(x is not None and x.dtype == jnp.float64 for x in arguments)
     dtype = jnp.dtype(jnp.float64 if wide else jnp.float32)
     output_dtype = u.dtype
     kernel = kernel.astype(dtype).reshape(-1, *kernel.shape[-2:])
+    if reverse_kernel is not None:
+        reverse_kernel = reverse_kernel.astype(dtype).reshape(kernel.shape)
     if pre_gate is not None:
         u = u.astype(dtype) * pre_gate.astype(dtype)
     if skip is not None:  # lag 0 is the first tap of the first device
         tap = jnp.where(jax.lax.axis_index(axis_name) == 0, skip.astype(dtype), 0).reshape(kernel.shape[:-1])
         kernel = kernel.at[..., 0].add(tap)
-    convolve = _by_features if split == "features" else _by_frequencies
-    y = convolve(u, kernel, axis_name, circular, output_dtype if post_gate is None else dtype)
+    travels_as = output_dtype if post_gate is None else dtype
+    if split == "features":
+        y = _by_features(u, kernel, reverse_kernel, axis_name, circular, travels_as, implementation)
+    else:
+        y = long_conv_by_frequencies(u, kernel, reverse_kernel, axis_name, circular, travels_as)
     if post_gate is not None:
         y = y * (post_gate if post_gate.ndim > u.ndim else post_gate[..., None, :, :]).astype(dtype)
     return y.astype(output_dtype).reshape(*batch, *channels, features, steps)
@@ -179,10 +181,12 @@ def long_conv_on_mesh(
     mesh: Mesh,
     axis_name: str,
     batch_axis_name: str | None = None,
+    reverse_kernel: Annotated[ArrayLike, "*C D K"] | None = None,
     circular: bool = False,
     pre_gate: Annotated[ArrayLike, "*B D L"] | None = None,
     post_gate: Annotated[ArrayLike, "*BC D L"] | None = None,
     split: Split | None = None,
+    implementation: Implementations = "xla",
 ) -> Float[Array, "*BC D L"]:
     """`long_conv` with the length spread over one axis of a mesh: `sequence_parallel_long_conv` of whole arrays.
 
@@ -196,16 +200,19 @@ def long_conv_on_mesh(
       mesh: a mesh of devices; its axes may be automatic or explicit.
       axis_name: its axis over which the length is spread.
       batch_axis_name: its axis over which the first axis of u is spread, if any.
+      reverse_kernel: as for `long_conv`.
       circular: as for `long_conv`.
       pre_gate: as for `long_conv`.
       post_gate: as for `long_conv`.
       split: as for `sequence_parallel_long_conv`.
+      implementation: as for `sequence_parallel_long_conv`.
 
     Returns:
       ``(*B, D, L)`` or ``(*B, C, D, L)``, spread like u.
 
     Raises:
       ValueError: if an argument has a wrong shape, dtype or value, there is no such axis, or P does not divide.
+      NotImplementedError: if no implementation named supports the request.
 
     Example:
       >>> import jax
@@ -226,11 +233,10 @@ def long_conv_on_mesh(
     u, kernel = floating("u", u), floating("kernel", kernel)
     if u.ndim < 2 or not u.size:
         raise ValueError(f"u must have shape (*B, D, L) and no empty axis; got shape {u.shape}.")
-    if batch_axis_name is not None and (u.ndim < 3 or u.shape[0] % mesh.shape[batch_axis_name]):
-        raise ValueError(
-            f"batch_axis_name must be None where the {mesh.shape[batch_axis_name]} devices of {batch_axis_name!r} do "
-            f"not divide the first axis of u's batch; got u of shape {u.shape}."
-        )
+    if batch_axis_name is not None:
+        if u.ndim < 3:
+            raise ValueError(f"batch_axis_name must be None where u has no batch; got u of shape {u.shape}.")
+        _must_divide("a batch of B", u.shape[0], mesh.shape[batch_axis_name], batch_axis_name, square=False)
     *batch, features, length = u.shape
     if kernel.ndim not in (2, 3) or kernel.shape[-2] != features or not kernel.size:
         raise ValueError(
@@ -238,21 +244,17 @@ def long_conv_on_mesh(
             f"got shape {kernel.shape}."
         )
     devices = mesh.shape[axis_name]
-    split = _resolve_split(split, devices, features)
+    split = _resolve_split(split, devices, features, implementation)
     _must_divide("a length of L", length, devices, axis_name, square=split == "frequencies")
     skip = shaped("skip", skip, kernel.shape[:-1], of="kernel without its taps")
+    reverse_kernel = shaped("reverse_kernel", reverse_kernel, kernel.shape, of="kernel")
     pre_gate = shaped("pre_gate", pre_gate, u.shape, of="u")
     post_gate = shaped(
         "post_gate", post_gate, u.shape, (*batch, *kernel.shape[:-2], features, length), of="u or of the result"
     )
-    missing = -min(kernel.shape[-1], length) % (devices**2 if split == "frequencies" else devices)
-    if (missing or kernel.shape[-1] > length) and jax.typeof(kernel).sharding.spec[-1] is not None:
-        kernel = _placed(kernel, mesh, PartitionSpec())
-    if kernel.shape[-1] > length:
-        folded = circular_taps(kernel.reshape(-1, *kernel.shape[-2:]), None, length) if circular else kernel
-        kernel = folded[..., :length].reshape(*kernel.shape[:-1], length)
-    if missing:
-        kernel = jnp.pad(kernel, ((0, 0),) * (kernel.ndim - 1) + ((0, missing),))
+    kernel, reverse_kernel = _taps_to_share(
+        kernel, reverse_kernel, length, devices**2 if split == "frequencies" else devices, mesh, circular
+    )
 
     def spec(rank: int, *, of_batch: bool) -> PartitionSpec:
         return PartitionSpec(*[batch_axis_name] * of_batch, *[None] * (rank - 1 - of_batch), axis_name)
@@ -262,105 +264,79 @@ def long_conv_on_mesh(
     for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
         if gate is not None:
             arrays[name], specs[name] = gate, spec(gate.ndim, of_batch=u.ndim > 2)
+    if reverse_kernel is not None:
+        arrays["reverse_kernel"], specs["reverse_kernel"] = reverse_kernel, specs["kernel"]
     if skip is not None:
         arrays["skip"], specs["skip"] = skip, PartitionSpec()
     if AxisType.Explicit in mesh.axis_types:  # there arrays have to be placed by hand, elsewhere XLA does it
         arrays = {name: _placed(x, mesh, specs[name]) for name, x in arrays.items()}
 
     def local(arrays: dict[str, Array]) -> Array:
-        return sequence_parallel_long_conv(**arrays, axis_name=axis_name, circular=circular, split=split)
+        return sequence_parallel_long_conv(
+            arrays["u"],
+            arrays["kernel"],
+            arrays.get("skip"),
+            axis_name=axis_name,
+            reverse_kernel=arrays.get("reverse_kernel"),
+            circular=circular,
+            pre_gate=arrays.get("pre_gate"),
+            post_gate=arrays.get("post_gate"),
+            split=split,
+            implementation=implementation,
+        )
 
     out_spec = spec(u.ndim + kernel.ndim - 2, of_batch=u.ndim > 2)
-    return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=out_spec)(arrays)
+    # The fused kernel does not say over which axes its results vary.
+    checked = implementation == "xla" or split == "frequencies"
+    return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=out_spec, check_vma=checked)(arrays)
+
+
+def _taps_to_share(
+    kernel: Float[Array, "*C D K"],
+    reverse_kernel: Float[Array, "*C D K"] | None,
+    length: int,
+    unit: int,
+    mesh: Mesh,
+    circular: bool,
+) -> tuple[Float[Array, "*C D _"], Float[Array, "*C D _"] | None]:
+    """At most so many taps, and a multiple of the unit: the rest dropped, or folded if circular, and filled up."""
+    *rows, taps = kernel.shape
+    missing = -min(taps, length) % unit
+    kernels = [kernel] if reverse_kernel is None else [kernel, reverse_kernel]
+    if missing or taps > length:
+        kernels = [_placed(x, mesh, PartitionSpec()) if jax.typeof(x).sharding.spec[-1] else x for x in kernels]
+    if taps > length and circular:
+        flat = [x.reshape(-1, *x.shape[-2:]) for x in kernels]
+        kernels = [circular_taps(flat[0], flat[1] if len(flat) == 2 else None, length)]
+    kernels = [x[..., :length].reshape(*rows, -1) for x in kernels]
+    if missing:
+        kernels = [jnp.pad(x, ((0, 0),) * len(rows) + ((0, missing),)) for x in kernels]
+    return kernels[0], kernels[1] if len(kernels) == 2 else None
 
 
 def _by_features(
     u: Float[Array, "*B D n"],
     kernel: Float[Array, "C D k"],
+    reverse_kernel: Float[Array, "C D k"] | None,
     axis_name: str,
     circular: bool,
     output_dtype: jnp.dtype,
+    implementation: Implementations,
 ) -> Float[Array, "*B C D n"]:
     """Every step of a P-th of the features on each device."""
 
     def whole_sequences(x):
         return jax.lax.all_to_all(x, axis_name, split_axis=x.ndim - 2, concat_axis=x.ndim - 1, tiled=True)
 
-    # By "xla" alone, which computes in the kernel's dtype on every device.
+    u = whole_sequences(u)  # narrower than the result where there is a gate after it alone
     y = long_conv(
-        whole_sequences(u).astype(kernel.dtype), whole_sequences(kernel), circular=circular, implementation="xla"
+        u.astype(jnp.promote_types(u.dtype, output_dtype)),
+        whole_sequences(kernel),
+        reverse_kernel=None if reverse_kernel is None else whole_sequences(reverse_kernel),
+        circular=circular,
+        implementation=implementation,
     ).astype(output_dtype)
     return jax.lax.all_to_all(y, axis_name, split_axis=y.ndim - 1, concat_axis=y.ndim - 2, tiled=True)
-
-
-def _by_frequencies(
-    u: Float[Array, "*B D n"],
-    kernel: Float[Array, "C D k"],
-    axis_name: str,
-    circular: bool,
-    output_dtype: jnp.dtype,
-) -> Float[Array, "*B C D n"]:
-    """A P-th of the columns of frequencies of every feature on each device."""
-    steps, taps = u.shape[-1], kernel.shape[-1]
-    points = steps if circular else min(next_fast_even(steps + taps), 2 * steps)
-    strided = [_stride(x, axis_name).astype(kernel.dtype) for x in (u, kernel)]
-    # In one go, since two FFTs that are free to start at once can hang on a CPU.
-    spectrum, kernel_spectrum = (_outer_stage(x, points, axis_name) for x in rfft(*strided, n=points))
-    product = spectrum[..., None, :, :, :] * kernel_spectrum
-    (y,) = irfft(_inverse_outer_stage(product, points, axis_name), n=points)
-    return _unstride(y[..., :steps].astype(output_dtype), axis_name)
-
-
-def _stride(x: Float[Array, "*rows n"], axis_name: str) -> Float[Array, "*rows n"]:
-    """Steps p + P j on device p, from those of its block: step q n + i P + p is number q n / P + i of device p."""
-    devices = jax.lax.axis_size(axis_name)
-    x = jnp.swapaxes(x.reshape(*x.shape[:-1], -1, devices), -1, -2)
-    return _exchange(x, axis_name).reshape(*x.shape[:-2], -1)
-
-
-def _unstride(x: Float[Array, "*rows n"], axis_name: str) -> Float[Array, "*rows n"]:
-    """Back to blocks."""
-    x = _exchange(x.reshape(*x.shape[:-1], jax.lax.axis_size(axis_name), -1), axis_name)
-    return jnp.swapaxes(x, -1, -2).reshape(*x.shape[:-2], -1)
-
-
-def _exchange(x: Inexact[Array, "*rows P n"], axis_name: str) -> Inexact[Array, "*rows P n"]:
-    """Row q of axis P goes to device q, and row q of the result has come from it: its own inverse and transpose."""
-    # On one axis: between two, jax 0.11.2 cannot transpose an all-to-all that is not tiled.
-    return jax.lax.all_to_all(x, axis_name, split_axis=x.ndim - 2, concat_axis=x.ndim - 2)
-
-
-def _outer_stage(x: Complex[Array, "*rows half"], points: int, axis_name: str) -> Complex[Array, "*rows P columns"]:
-    """All k1 of this device's columns k2, from all columns of this device's p."""
-    devices = jax.lax.axis_size(axis_name)
-    x = x * _twiddles(points, axis_name, x.dtype)
-    padding = -x.shape[-1] % devices  # columns of zeros, fewer than P
-    x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, padding),)).reshape(*x.shape[:-1], devices, -1)
-    x = _exchange(x, axis_name)
-    return jnp.einsum("kp,...pc->...kc", _dft(devices, x.dtype), x, precision="highest")
-
-
-def _inverse_outer_stage(
-    x: Complex[Array, "*rows P columns"], points: int, axis_name: str
-) -> Complex[Array, "*rows half"]:
-    devices = jax.lax.axis_size(axis_name)
-    x = jnp.einsum("pk,...kc->...pc", jnp.conj(_dft(devices, x.dtype)) / devices, x, precision="highest")
-    x = _exchange(x, axis_name)
-    x = x.reshape(*x.shape[:-2], -1)[..., : points // 2 + 1]
-    return x * jnp.conj(_twiddles(points, axis_name, x.dtype))
-
-
-def _twiddles(points: int, axis_name: str, dtype: jnp.dtype) -> Complex[Array, " half"]:
-    """w_N^(k2 p) of this device's p: at most half a turn, made on the device as all of them are as long as u."""
-    devices, real = jax.lax.axis_size(axis_name), jnp.finfo(dtype).dtype
-    turns = jnp.arange(points // 2 + 1, dtype=real) * jax.lax.axis_index(axis_name).astype(real)
-    angle = turns * (-2 * math.pi / (devices * points))
-    return jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
-
-
-def _dft(points: int, dtype: jnp.dtype) -> Complex[Array, "{points} {points}"]:
-    product = np.outer(np.arange(points), np.arange(points)) % points
-    return jnp.asarray(np.exp(-2j * np.pi * product / points), dtype)
 
 
 def _axis_size(axis_name: str) -> int:
@@ -372,13 +348,18 @@ def _axis_size(axis_name: str) -> int:
         raise ValueError(f"axis_name must be a manual axis of the mesh, {among}; got {axis_name!r}.") from None
 
 
-def _resolve_split(split: Any, devices: int, features: int) -> Split:
+def _resolve_split(split: Any, devices: int, features: int, implementation: Implementations) -> Split:
     if split is None:
-        return "frequencies" if features % devices else "features"
-    if split not in _SPLITS:
+        split = "frequencies" if features % devices else "features"
+    elif split not in _SPLITS:
         raise ValueError(f"split must be None or of {_SPLITS}; got {split!r}.")
-    if split == "features" and features % devices:
+    elif split == "features" and features % devices:
         raise ValueError(f"split must be 'frequencies' where P = {devices} does not divide D = {features}.")
+    if split == "frequencies" and implementation is not None and "xla" not in _resolve(implementation):
+        raise NotImplementedError(
+            f"split 'frequencies' is computed by 'xla' alone; got implementation {implementation!r}. Split 'features', "
+            f"which takes others, needs D = {features} to be a multiple of P = {devices}."
+        )
     return split
 
 
@@ -390,7 +371,7 @@ def _must_divide(what: str, length: int, devices: int, axis_name: str, *, square
         nearest = f"{below} and {below + unit} are" if below else f"{unit} is"
         divisor = f"P^2 = {unit}, P = {devices}" if square else f"P = {devices}"
         raise ValueError(
-            f"{what} = {length} steps cannot be split over axis {axis_name!r}, since {divisor}, does not divide it; "
+            f"{what} = {length} cannot be split over axis {axis_name!r}, since {divisor}, does not divide it; "
             f"the nearest that can: {nearest}."
         )
 

@@ -70,7 +70,7 @@ def test_values_and_gradients(devices, by, circular):
     post_gate = "own" if circular else "shared"
     features = 2 * devices if by["split"] == "features" else 3
     options = {"channels": 2, "skip": True, "pre_gate": True, "post_gate": post_gate, "features": features}
-    case = Case(LENGTHS[devices], LENGTHS[devices] - 3 - devices % 2, circular=circular, **options)
+    case = Case(LENGTHS[devices], LENGTHS[devices] - 3 - devices % 2, devices > 2, circular=circular, **options)
     check(case, "float64", mesh=line_of(devices), split=by["split"])
 
 
@@ -82,6 +82,9 @@ def test_values_and_gradients(devices, by, circular):
         (33, (1, 2), {"channels": 1, "post_gate": "shared"}),
         (1, (2,), {"circular": True}),
         (71, (), {"circular": True, "channels": 3, "pre_gate": True}),
+        (32, (), {"bidirectional": True, "channels": 2}),
+        (40, (1,), {"bidirectional": True, "skip": True}),
+        (45, (), {"bidirectional": True, "circular": True}),
     ],
 )
 @SPLITS
@@ -264,7 +267,45 @@ def test_a_length_that_only_p_divides_is_split_by_features():
     check(Case(20, 13, features=8), "float64", mesh=line_of(4))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_each_device_runs_the_implementation_named(bidirectional):
+    """By features: in a program lowered for CUDA the fused kernel gets whole sequences, and 16 bits travel."""
+    shapes = {"u": ((2, 8, 256), jnp.bfloat16), "kernel": ((8, 256), jnp.float32)}
+    if bidirectional:
+        shapes["reverse_kernel"] = shapes["kernel"]
+    arrays = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+    def lowered(implementation):
+        options = {"mesh": line_of(4), "axis_name": "sequence", "implementation": implementation}
+        convolve = jax.jit(lambda arrays: long_conv_on_mesh(**arrays, **options))
+        return convolve.trace(arrays).lower(lowering_platforms=("cuda",)).as_text()
+
+    text = lowered("mosaic_gpu")
+    assert "mosaic_gpu" in text
+    assert "fft" not in re.findall(r"stablehlo\.(\w+)", text)
+    assert re.findall(r'"stablehlo.all_to_all".*?tensor<[\dx]*x(\w+)>', text).count("bf16") == 2
+    assert "mosaic_gpu" not in lowered("xla")
+
+
+@pytest.mark.parametrize("implementation", ["butterfly", ("triton", "xla"), None])
+def test_implementations_agree(implementation):
+    mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(AxisType.Auto,) * 2)
+    case = Case(48, 40, True, channels=2, skip=True, features=4)
+    check(case, "float64", mesh=mesh, batch_axis_name="data", split="features", implementation=implementation)
+
+
 U, KERNEL = jnp.ones((2, 3, 16)), jnp.ones((3, 16))
+
+
+def test_frequencies_are_xlas():
+    mesh = line_of(4)
+    for split in (None, "frequencies"):
+        with pytest.raises(
+            NotImplementedError, match=r"by 'xla' alone; got implementation 'butterfly'.* D = 3 .* P = 4"
+        ):
+            long_conv_on_mesh(U, KERNEL, mesh=mesh, axis_name="sequence", split=split, implementation="butterfly")
+    y = long_conv_on_mesh(U, KERNEL, mesh=mesh, axis_name="sequence", implementation=("butterfly", "xla"))
+    assert y.shape == U.shape
 
 
 @pytest.mark.parametrize(
@@ -275,16 +316,20 @@ U, KERNEL = jnp.ones((2, 3, 16)), jnp.ones((3, 16))
         ({"batch_axis_name": "sequence"}, r"batch_axis_name must be another axis than axis_name; got 'sequence'"),
         (
             {"u": jnp.ones((3, 3, 16)), "batch_axis_name": "data"},
-            r"batch_axis_name must be None where the 2 devices of 'data' do not divide .* u of shape \(3, 3, 16\)\.",
+            r"a batch of B = 3 cannot be split over axis 'data', since P = 2, .* nearest that can: 2 and 4 are\.",
+        ),
+        (
+            {"u": jnp.ones((3, 16)), "batch_axis_name": "data"},
+            r"batch_axis_name must be None where u has no batch; got u of shape \(3, 16\)\.",
         ),
         (
             {"u": jnp.ones((2, 3, 20))},
-            r"a length of L = 20 steps cannot be split over axis 'sequence', .* nearest that can: 16 and 32 are\.",
+            r"a length of L = 20 cannot be split over axis 'sequence', .* nearest that can: 16 and 32 are\.",
         ),
         ({"u": jnp.ones((3, 12))}, r"a length of L = 12 .* the nearest that can: 16 is\."),
         (
             {"u": jnp.ones((4, 10)), "kernel": jnp.ones((4, 3))},
-            r"L = 10 steps .*, since P = 4, does not divide it; the nearest that can: 8 and 12 are\.",
+            r"L = 10 .*, since P = 4, does not divide it; the nearest that can: 8 and 12 are\.",
         ),
         ({"split": "features"}, r"split must be 'frequencies' where P = 4 does not divide D = 3\."),
         ({"split": "batch"}, r"split must be None or of \('features', 'frequencies'\); got 'batch'\."),
@@ -293,6 +338,7 @@ U, KERNEL = jnp.ones((2, 3, 16)), jnp.ones((3, 16))
         ({"u": jnp.ones((3, 16), int)}, r"u must have a real floating-point dtype; got int32\."),
         ({"kernel": jnp.ones((2, 16))}, r"kernel must have shape .* D = 3 as in u .*; got shape \(2, 16\)\."),
         ({"skip": jnp.ones(2)}, r"skip must have shape \(3,\), that of .*; got shape \(2,\)\."),
+        ({"reverse_kernel": KERNEL[1:]}, r"reverse_kernel must have shape \(3, 16\), .*; got shape \(2, 16\)\."),
         ({"pre_gate": KERNEL}, r"pre_gate must have shape \(2, 3, 16\), that of .*; got shape \(3, 16\)\."),
         ({"post_gate": KERNEL}, r"post_gate must have shape \(2, 3, 16\), that of .*; got shape \(3, 16\)\."),
     ],
@@ -307,8 +353,8 @@ def test_errors_on_a_mesh(changes, message):
     ("u", "kernel", "options", "message"),
     [
         (U, KERNEL, {"axis_name": "s"}, r"must be a manual axis of the mesh, of \('sequence',\); got 's'\."),
-        (U[..., :12], KERNEL[..., :4], {}, r"a length of L = 12 steps cannot be split .* P\^2 = 16, P = 4"),
-        (U, KERNEL[:, :8], {}, r"a kernel of K = 8 steps cannot be split .* the nearest that can: 16 is\."),
+        (U[..., :12], KERNEL[..., :4], {}, r"a length of L = 12 cannot be split .* P\^2 = 16, P = 4"),
+        (U, KERNEL[:, :8], {}, r"a kernel of K = 8 cannot be split .* the nearest that can: 16 is\."),
         (U, jnp.ones((3, 32)), {}, r"kernel must have .* 1 <= k <= n, D = 3 and n = 4 .*; got shape \(3, 8\)\."),
         (U, KERNEL, {"split": "features"}, r"split must be 'frequencies' where P = 4 does not divide D = 3\."),
         (U, KERNEL, {"circular": None}, r"circular must be True or False; got None\."),
