@@ -3,14 +3,13 @@
     python -m experiments.butterfly.kernel_speed --out learned_kernel.json
 
 For 1024, 2048 and 4096 steps, B = 64, D = 768, bfloat16, the transform of the taps inside the timing on both sides:
-milliseconds of the fixed kernel, of the learned one in each configuration that fits, their ratio, and the learned
+milliseconds of the fixed kernel, of the learned one in some configurations, their ratio, and the learned
 kernel's relative L2 error against float32 products with blocks that are not Fourier's. A minute on one GPU; needs jax
 and numpy alone.
 """
 
 import argparse
 import functools
-import itertools
 import json
 import math
 from pathlib import Path
@@ -20,16 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flashbutterfly_jax.functional.butterfly import (
-    Chain,
-    LearnedButterfly,
-    Plan,
-    learned_reference_forward,
-    learned_reference_spectrum,
-    stage_blocks,
-)
-from pallas_kernels.fft_conv import fft_conv, learned_sm90
-from pallas_kernels.fft_conv.config import N1, SHARED_MEMORY_BYTES, Config
+from flashbutterfly_jax import LearnedButterfly, learned_long_conv, long_conv
+from flashbutterfly_jax.functional.butterfly.mosaic_gpu import learned_long_conv_mosaic_gpu
 from pallas_kernels.records import driver_version, package_versions, write_atomically
 from pallas_kernels.timing import Effort, host_round, seconds_per_call
 
@@ -38,39 +29,28 @@ SETS = 3
 """Of inputs that take turns, so that none is in the cache of 50 MB when its turn comes."""
 
 
-def blocks_of(n2: int) -> tuple[learned_sm90.Blocks, jax.Array, jax.Array]:
-    """Blocks of an imagined trained layer: the DFT and a third of it in noise; then those of the taps."""
-    config = LearnedButterfly("right_angle", (N1, n2), per_stage=True, learn_inverse=True)
-    tree = config.init(jax.random.key(0), FEATURES, N1 * n2)
-    keys = iter(jax.random.split(jax.random.key(1), 6))
-    tree = jax.tree.map(lambda block: block + 0.3 * jax.random.normal(next(keys), block.shape), tree)
-    there, of_taps, back = (
-        stage_blocks(tree[name], Plan((N1, n2)), 0.25, inverse=name == "output")
-        for name in ("input", "kernel", "output")
-    )
-    return learned_sm90.Blocks(there[0], there[1].T, back[1].T, back[0]), of_taps[0], of_taps[1].T
+CONFIGURATIONS = {16: ((4, 2), (3, 2), (2, 2)), 32: ((4, 2), (3, 2), (2, 2)), 64: ((4, 1), (3, 1), (2, 2))}
+"""By second factor: warpgroups and slots for spectra to try."""
 
 
-def configurations(n2: int) -> list[Config]:
-    """Those that fit a block's shared memory, most warpgroups first."""
-    every = (Config(n2, groups, slots) for groups, slots in itertools.product((4, 3, 2), (2, 1)))
-    return [config for config in every if learned_sm90.shared_memory(config) + 1024 <= SHARED_MEMORY_BYTES]
+def blocks_of(butterfly: LearnedButterfly) -> dict[str, Any]:
+    """Blocks of an imagined trained layer: the DFT and a third of it in noise."""
+    tree = butterfly.init(jax.random.key(0), FEATURES, math.prod(butterfly.factors or ()))
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, noisy)
 
 
-def error(u: jax.Array, taps: jax.Array, chain: Any, got: jax.Array, n2: int) -> float:
+def error(u: jax.Array, taps: jax.Array, got: jax.Array, **layer: Any) -> float:
     """The relative L2 error of eight rows, against float32 products."""
-    blocks, f1, f2 = chain
-    rows = u[:8, :8].astype(jnp.float32).reshape(8, 8, N1, n2)
-    spectrum = learned_reference_spectrum(taps[None, :8].reshape(1, 8, N1, n2), f1, f2)
-    with jax.default_matmul_precision("highest"):
-        want = learned_reference_forward(rows, spectrum, Chain(*blocks)).reshape(8, 8, -1)
-    difference = np.asarray(got[:8, :8], np.float64) - np.asarray(want, np.float64)
-    return float(np.linalg.norm(difference) / np.linalg.norm(np.asarray(want, np.float64)))
+    want = np.asarray(learned_long_conv(u[:8, :8].astype(jnp.float32), taps[:8], **layer), np.float64)
+    return float(np.linalg.norm(np.asarray(got[:8, :8], np.float64) - want) / np.linalg.norm(want))
 
 
 def measure(n2: int, effort: Effort) -> dict[str, Any]:
     """The rows of one length."""
-    length = N1 * n2
+    length = 64 * n2
     keys = jax.random.split(jax.random.key(2), 2 * SETS)
     sets = [
         (
@@ -79,35 +59,25 @@ def measure(n2: int, effort: Effort) -> dict[str, Any]:
         )
         for i in range(SETS)
     ]
-    chain = blocks_of(n2)
+    butterfly = LearnedButterfly("right_angle", (64, n2), per_stage=True, learn_inverse=True)
+    layer: dict[str, Any] = {"blocks": blocks_of(butterfly), "butterfly": butterfly}
 
     def milliseconds(function: Any) -> float:
         compiled = jax.jit(function).lower(*sets[0]).compile()
         run = host_round(lambda inputs: compiled(*inputs), sets, jax.block_until_ready)
         return 1e3 * float(np.median(seconds_per_call(run, effort)))
 
-    fixed = milliseconds(lambda u, taps: fft_conv(u, taps[None])[:, 0])
+    fixed = milliseconds(functools.partial(long_conv, implementation="mosaic_gpu"))
     rows = []
-    for config in configurations(n2):
-        learned = functools.partial(_learned, chain=chain, config=config)
+    for warpgroups, slots in CONFIGURATIONS[n2]:
+        options: dict[str, Any] = {"warpgroups": warpgroups, "spectrum_slots": slots}
+        learned = functools.partial(learned_long_conv_mosaic_gpu, **layer, **options)
         taken = milliseconds(learned)
         got = jax.jit(learned)(*sets[0])
-        row = {
-            "warpgroups": config.warpgroups,
-            "spectrum_slots": config.spectrum_slots,
-            "default": config == learned_sm90.default_config(n2),
-            "ms": taken,
-            "ratio": taken / fixed,
-            "error": error(*sets[0], chain, got, n2),
-        }
+        row = {**options, "ms": taken, "ratio": taken / fixed, "error": error(*sets[0], got, **layer)}
         print(f"L = {length}: fixed {fixed:.3f} ms, learned {taken:.3f} ms, {row}", flush=True)
         rows.append(row)
     return {"length": length, "fixed_ms": fixed, "learned": rows}
-
-
-def _learned(u: jax.Array, taps: jax.Array, *, chain: Any, config: Config) -> jax.Array:
-    blocks, f1, f2 = chain
-    return learned_sm90.learned_fft_conv(u, taps, blocks, f1, f2, config)
 
 
 def main() -> None:

@@ -53,14 +53,14 @@ class Tables(NamedTuple):
     """`(re | im, 64, n2)`."""
 
 
-def default_config(n2: int) -> Config:
-    """As many warpgroups as have room in shared memory and in registers, by what the compiler says; not measured.
+def default_config(n2: int, warpgroups: int | None = None, spectrum_slots: int | None = None) -> Config:
+    """What is given, and else what the compiler has registers and shared memory for; none was measured.
 
     Example:
       >>> default_config(64)
       Config(n2=64, warpgroups=4, spectrum_slots=1, blocks=132)
     """
-    return Config(n2, warpgroups=3 if n2 == 32 else 4, spectrum_slots=1 if n2 == TILE else 2)
+    return Config(n2, warpgroups or (3 if n2 == 32 else 4), spectrum_slots or (1 if n2 == TILE else 2))
 
 
 def tables(blocks: Blocks, config: Config) -> Tables:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from flashbutterfly_jax import LearnedButterfly, learned_long_conv
-from flashbutterfly_jax.functional.butterfly import Plan, stage_blocks
+from flashbutterfly_jax.functional.butterfly import (
+    Chain,
+    Plan,
+    learned_reference_forward,
+    learned_reference_spectrum,
+    stage_blocks,
+)
+from flashbutterfly_jax.functional.butterfly.mosaic_gpu import learned_long_conv_mosaic_gpu
 from pallas_kernels.fft_conv import learned_sm90
 from pallas_kernels.fft_conv.config import N1, SHARED_MEMORY_BYTES, Config
 from pallas_kernels.fft_conv.kernel_sm90 import Shapes
@@ -129,3 +136,39 @@ def test_compiles_without_spilling(program):
     assert (verdict.stack, verdict.spilled) == (0, 0)
     assert verdict.shared == learned_sm90.shared_memory(program.config)
     assert not verdict.notes
+
+
+@pytest.mark.parametrize("learn_inverse", [False, True])
+def test_the_kernel_gets_the_blocks_of_the_layer(monkeypatch, learn_inverse):
+    """Its algebra, written out, in its place."""
+
+    def algebra(u, taps, blocks, f1, f2, config):
+        rows, taps = u.astype("float32").reshape(2, 3, N1, config.n2), taps.reshape(1, 3, N1, config.n2)
+        y = learned_reference_forward(rows, learned_reference_spectrum(taps, f1, f2), Chain(*blocks))
+        return y.reshape(u.shape)
+
+    monkeypatch.setattr(learned_sm90, "learned_fft_conv", algebra)
+    butterfly = LearnedButterfly("right_angle", (N1, 16), learn_inverse=learn_inverse)
+    random = np.random.default_rng(0)
+    blocks = butterfly.init(jax.random.key(0), 3, 1024)
+    blocks = jax.tree.map(lambda block: block + 0.5 * random.standard_normal(block.shape).astype("float32"), blocks)
+    u, taps = jnp.asarray(random.standard_normal((2, 3, 1024)), "bfloat16"), jnp.ones((3, 1024))
+    got = learned_long_conv_mosaic_gpu(u, taps, blocks=blocks, butterfly=butterfly)
+    want = learned_long_conv(u.astype("float32"), taps, blocks=blocks, butterfly=butterfly)
+    assert relative_error(got, np.asarray(want, np.float64)) < 1e-5  # 4e-7
+
+
+@pytest.mark.parametrize(
+    ("butterfly", "dtype", "message"),
+    [
+        (LearnedButterfly("right_angle", (32, 32)), "bfloat16", "takes the form 'right_angle' with the factors 64"),
+        (LearnedButterfly("padded", (64, 32)), "bfloat16", "takes the form 'right_angle' with the factors 64"),
+        (LearnedButterfly("right_angle", (64, 16), per_feature=True), "bfloat16", "that features share"),
+        (LearnedButterfly("right_angle", (64, 16)), "float32", r"takes bfloat16 or float16 sequences .* got float32"),
+    ],
+)
+def test_refuses(butterfly, dtype, message):
+    blocks = butterfly.init(jax.random.key(0), 2, 900)
+    u = jnp.ones((1, 2, 900), dtype)
+    with pytest.raises(NotImplementedError, match=message):
+        learned_long_conv_mosaic_gpu(u, jnp.ones((2, 900)), blocks=blocks, butterfly=butterfly)
