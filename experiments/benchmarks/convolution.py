@@ -40,7 +40,7 @@ from experiments.benchmarks.cases import (
 from experiments.benchmarks.record import Record, Row, Status, finite, here, speedups
 from pallas_kernels.timing import Effort, seconds_per_call
 
-IMPLEMENTATIONS = ("mosaic_gpu", "jnp_fft", "xla", "butterfly", *rivals.RIVALS)
+IMPLEMENTATIONS = ("mosaic_gpu", "triton", "jnp_fft", "xla", "butterfly", *rivals.RIVALS)
 GPU_LENGTHS, CPU_LENGTHS = (256, 1024, 2048, 4096, 8192, 16384, 32768), (256, 1024, 4096)
 GPU_ROWS, CPU_ROWS = (64, 768), (2, 16)
 
@@ -157,7 +157,7 @@ class Bench:
 
     def row(self, name: str) -> Row:
         """Measures an implementation, or says why it was not measured."""
-        if not self.gpu and (name == "mosaic_gpu" or name in rivals.CUDA_ONLY):
+        if not self.gpu and (name in ("mosaic_gpu", "triton") or name in rivals.CUDA_ONLY):
             return absent(name, self.case, "not measured", "needs a CUDA device")
         if name in rivals.RIVALS and (module := rivals.missing(name)):
             return absent(name, self.case, "not installed", f"no module {module!r}")
@@ -211,7 +211,8 @@ class Bench:
 
 def work(name: str, case: Case) -> tuple[tuple[int, ...] | None, float]:
     """The plan of an implementation that multiplies by DFT blocks, and the FLOP of a call."""
-    plan = floors.fused_plan(case.length) if name == "mosaic_gpu" else None
+    plans = {"mosaic_gpu": floors.fused_plan, "triton": floors.triton_plan}
+    plan = plans[name](case.length) if name in plans else None
     if plan is None:
         return None, floors.fft_flop(case)
     factors, blocks = plan  # it wraps by taps on both sides of lag 0: one plan for either protocol

@@ -21,6 +21,7 @@ from experiments.benchmarks.cases import Case
 FUSED_FIRST_FACTOR = 64
 FUSED_SECOND_FACTORS = (16, 32, 64)
 FUSED_BLOCKS = 4
+TRITON_FACTORS = ((64, 16), (64, 32), (64, 64), (128, 64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,11 @@ def fused_plan(length: int) -> tuple[tuple[int, int], int] | None:
             return (FUSED_FIRST_FACTOR, n2), 1
     blocks = math.ceil(length / (FUSED_FIRST_FACTOR * FUSED_SECOND_FACTORS[-1]))
     return ((FUSED_FIRST_FACTOR, FUSED_SECOND_FACTORS[-1]), blocks) if blocks <= FUSED_BLOCKS else None
+
+
+def triton_plan(length: int) -> tuple[tuple[int, int], int] | None:
+    """The same of the Triton kernels."""
+    return next(((factors, 1) for factors in TRITON_FACTORS if length <= math.prod(factors)), None)
 
 
 @functools.cache

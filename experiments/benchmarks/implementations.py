@@ -14,7 +14,7 @@ from experiments.benchmarks.cases import Case, Inputs
 from flashbutterfly_jax import long_conv
 from pallas_kernels.timing import Round, host_round
 
-OURS = ("mosaic_gpu", "xla", "butterfly")
+OURS = ("mosaic_gpu", "triton", "xla", "butterfly")
 
 
 @dataclasses.dataclass(frozen=True)

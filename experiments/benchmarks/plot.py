@@ -15,6 +15,7 @@ from experiments.benchmarks.record import Record, Row
 # Okabe and Ito's colours, which colour-blind readers can tell apart; ours are the saturated ones.
 STYLES = {
     "mosaic_gpu": ("#D55E00", "o", "ours: fused butterfly kernel"),
+    "triton": ("#882255", "p", "ours: butterfly in Triton"),
     "xla": ("#0072B2", "s", "ours: xla"),
     "butterfly": ("#CC79A7", "D", "ours: butterfly in jnp"),
     "jnp_fft": ("#000000", "^", "jnp.fft under jit"),

@@ -16,7 +16,7 @@ from pallas_kernels.records import write_atomically
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-ORDER = ("mosaic_gpu", "xla", "butterfly", "jnp_fft", "torch_real", "torch_complex", "flashfftconv", "cudnn")
+ORDER = ("mosaic_gpu", "triton", "xla", "butterfly", "jnp_fft", "torch_real", "torch_complex", "flashfftconv", "cudnn")
 NOT_MEASURED = "not measured"
 
 

@@ -19,10 +19,14 @@ _BACKENDS: dict[Implementation, str] = {
     "xla": "flashbutterfly_jax.functional.xla:long_conv_xla",
     "butterfly": "flashbutterfly_jax.functional.butterfly:long_conv_butterfly",
     "mosaic_gpu": "flashbutterfly_jax.functional.mosaic_gpu:long_conv_mosaic_gpu",
+    "triton": "flashbutterfly_jax.functional.triton:long_conv_triton",
 }
 
 # Those that only CUDA devices run. With another one after it in the order, lowering for the device chooses.
-_CUDA_ONLY: frozenset[Implementation] = frozenset({"mosaic_gpu"})
+_CUDA_ONLY: frozenset[Implementation] = frozenset({"mosaic_gpu", "triton"})
+
+# Lengths that None gives to the Triton kernels, by compute capability: where they were measured to be faster than FFTs.
+_TRITON_LENGTHS: dict[str, range] = {}
 
 # Lengths that None gives to the fused kernel on Hopper: its shortest transform has 1024 points, with which it is no
 # faster than FFTs of 128 steps; it ends at 16,384 steps.
@@ -160,11 +164,19 @@ def _default_order(u: Array) -> tuple[Implementation, ...]:
     """
     if jnp.finfo(u.dtype).bits == 16 and u.shape[-1] in _FUSED_LENGTHS and _may_be_hopper():
         return "mosaic_gpu", "xla"
+    if jnp.finfo(u.dtype).bits == 16 and u.shape[-1] in _TRITON_LENGTHS.get(_capability(), ()):
+        return "triton", "xla"
     return ("xla",)
 
 
 def _may_be_hopper() -> bool:
     return jax.default_backend() != "gpu" or all(d.compute_capability == "9.0" for d in jax.devices())
+
+
+def _capability() -> str:
+    """That of this process' GPUs, empty for none or for several kinds."""
+    found = {d.compute_capability for d in jax.devices()} if jax.default_backend() == "gpu" else set()
+    return found.pop() if len(found) == 1 else ""
 
 
 def _load(name: Implementation) -> Backend:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flashbutterfly_jax.functional.origin import check_pallas_kernels
-from flashbutterfly_jax.functional.taps import circular_taps
+from flashbutterfly_jax.functional.taps import both_sides
 
 
 def long_conv_mosaic_gpu(
@@ -23,8 +23,7 @@ def long_conv_mosaic_gpu(
 ) -> Float[Array, "*B C D L"]:
     """The `Backend` behind ``implementation="mosaic_gpu"``; see `pallas_kernels.fft_conv`.
 
-    The kernel convolves with taps on both sides of lag 0, which every mode comes down to: a skip is more of tap 0, and
-    a circular kernel is its own reverse, seen from the other side.
+    The kernel convolves with taps on both sides of lag 0, which every mode comes down to.
     """
     check_pallas_kernels()
     from pallas_kernels.fft_conv import fft_conv  # not above: importing Pallas takes a second that "xla" need not pay
@@ -33,15 +32,7 @@ def long_conv_mosaic_gpu(
         raise NotImplementedError(
             f"the fused kernel multiplies 16-bit numbers; got precision {precision} for a float32 u."
         )
-    length = u.shape[-1]
-    forward, reverse = kernel[..., :length], reverse_kernel
-    if circular:
-        forward = circular_taps(kernel, reverse_kernel, length)
-        reverse = jnp.flip(forward[..., 1:], -1)
-    elif reverse is not None:
-        reverse = reverse[..., : length - 1]
-    if skip is not None:
-        forward = forward.at[..., 0].add(skip)
+    forward, reverse = both_sides(kernel, skip, reverse_kernel, u.shape[-1], circular=circular)
     batch = u.shape[:-2]
     rows = math.prod(batch)
     y = fft_conv(

@@ -73,6 +73,14 @@ def test_plan_of_the_fused_kernel_is_the_kernels_own(length):
         assert plan == (factors, math.ceil(length / math.prod(factors)))
 
 
+def test_plans_of_the_triton_kernels_are_their_own():
+    from pallas_kernels.fft_conv.triton_plans import PLANS
+
+    assert tuple((plan.n1, plan.n2) for plan in PLANS) == floors.TRITON_FACTORS
+    assert floors.triton_plan(1025) == ((64, 32), 1)
+    assert floors.triton_plan(PLANS[-1].points + 1) is None
+
+
 @pytest.mark.parametrize("protocol", ["causal", "circular"])
 def test_reference_is_the_direct_sum_and_its_derivative(protocol):
     case = dataclasses.replace(SMALL, protocol=protocol)
@@ -119,7 +127,7 @@ def test_a_wrong_result_is_marked_and_not_compared_with():
 
 def test_reports_why_a_row_was_not_measured(monkeypatch):
     bench = convolution.Bench(SMALL, Effort(1, 1e-4, 0.0), SMALL.batch, gpu=False)
-    assert bench.row("mosaic_gpu").reason == "needs a CUDA device"
+    assert bench.row("mosaic_gpu").reason == bench.row("triton").reason == "needs a CUDA device"
     monkeypatch.setattr(rivals, "missing", lambda name: "torch")
     assert (bench.row("torch_real").status, bench.row("torch_real").reason) == ("not installed", "no module 'torch'")
 

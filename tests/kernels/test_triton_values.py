@@ -1,0 +1,205 @@
+"""The Triton kernels, interpreted on the CPU, against float64: values and every gradient, and what surrounds them.
+
+Needs the triton extra, which exists for Linux; there it is part of `dev`.
+"""
+
+import dataclasses
+import functools
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from flashbutterfly_jax import long_conv
+from tests import tolerances
+from tests.kernels import parity_table
+from tests.parity import Case, cast, direct_gradients, direct_sum
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("Triton is for Linux", allow_module_level=True)
+
+from pallas_kernels.fft_conv.triton_plans import CARDS, PLANS, dft_tables, plan_for
+from tests.kernels.triton_interpreter import interpreted, run_program
+
+triton = functools.partial(long_conv, implementation="triton")
+PLAIN = Case(999, 999, batch=(3,), features=1)
+GATED = Case(1021, 1021, True, batch=(3,), channels=2, pre_gate=True, post_gate="own", features=1)
+
+# (case, dtype): each mode, dtype, gate, plan and class of lengths; those with more work are slow.
+CASES = [
+    (Case(1, 1, batch=(1,), features=4), "bfloat16"),
+    (Case(3, 5, True, batch=(3,), features=2, skip=True), "float16"),
+    (PLAIN, "bfloat16"),
+    (PLAIN, "float32"),
+    (dataclasses.replace(PLAIN, length=1024, taps=300, bidirectional=True, batch=(1,)), "float16"),
+    (dataclasses.replace(PLAIN, length=2047, circular=True, batch=()), "bfloat16"),
+    (GATED, "bfloat16"),
+]
+SLOW = [
+    *((GATED, dtype) for dtype in ("float16", "float32")),
+    *((dataclasses.replace(GATED, length=n, taps=n, batch=(2,)), "bfloat16") for n in (1025, 2049, 4096, 4097, 8192)),
+    *((dataclasses.replace(PLAIN, length=n, taps=n), "float16") for n in (2048, 4095, 8191, 8192)),
+    (dataclasses.replace(PLAIN, length=4096, taps=4096, circular=True, pre_gate=True), "float32"),
+    (dataclasses.replace(PLAIN, features=5, batch=(2, 3), post_gate="shared", channels=3), "bfloat16"),
+]
+
+
+def errors(case: Case, dtype: str, *changes: tuple[str, str]) -> dict[str, float]:
+    """The errors of y and, by name, of each gradient; with pieces of the kernels' source replaced."""
+    arrays = cast(case.arguments(), dtype)
+    exact = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+    want = direct_sum(**exact, circular=case.circular)
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(want.shape), dtype)
+    convolve = functools.partial(triton, circular=case.circular)
+    with interpreted(*changes):
+        got = jax.jit(functools.partial(parity_table.values_and_gradients, convolve))(arrays, cotangent)
+        y, gradients = jax.block_until_ready(got)
+    assert y.dtype == dtype
+    wanted = direct_gradients(np.asarray(cotangent, np.float64), **exact, circular=case.circular)
+    assert gradients.keys() == wanted.keys()
+    assert all(gradient.dtype == arrays[name].dtype for name, gradient in gradients.items())
+    found = {name: parity_table.relative_error(gradient, wanted[name]) for name, gradient in gradients.items()}
+    return {"y": parity_table.relative_error(y, want)} | found
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        *(pytest.param(*one, id="-".join(map(str, one))) for one in CASES),
+        *(pytest.param(*one, id="-".join(map(str, one)), marks=pytest.mark.slow) for one in SLOW),
+    ],
+)
+def test_values_and_gradients(case, dtype):
+    for name, error in errors(case, dtype).items():
+        assert error < parity_table.tolerance(dtype), name
+
+
+# What is wrong -> the result that must show it, and what replaces what in the kernels.
+PLANTED = {
+    "sign of the product with the taps": ("y", ("            d_im = -d_im\n", "")),
+    "conjugate of the taps": ("u", ("_times(c_re, -c_im, taps", "_times(c_re, c_im, taps")),
+    "last product": ("y", ("tl.load(at + N1 * N1), tl.dot(e_re", "tl.load(at), tl.dot(e_re")),
+    "twiddle": ("y", ("return a * c - b * d, a * d + b * c", "return a * c - b * d, a * d - b * c")),
+    "sum over the batch": ("kernel", ("sum_im += x_re * h_im - x_im * h_re", "sum_im += x_re * h_im + x_im * h_re")),
+    "columns of the sum": ("kernel", ("program % (N2 // CHUNK) * CHUNK", "0 * CHUNK")),
+    "rows of the batch": ("y", ("first_row = program // (CHANNELS * FEATURES) * ROWS", "first_row = program * 0")),
+    "gate before": ("pre_gate", ("other = y * _load(other_gate", "other = y * _load(x")),
+}
+FAST = ("conjugate of the taps", "sum over the batch", "rows of the batch")
+
+
+@pytest.mark.parametrize("what", [pytest.param(x, marks=[] if x in FAST else pytest.mark.slow) for x in PLANTED])
+def test_an_error_in_any_step_shows(what):
+    result, change = PLANTED[what]
+    case = GATED if result == "pre_gate" else PLAIN
+    assert errors(case, "bfloat16", change)[result] > 2 * tolerances.FUSED["bfloat16"]
+
+
+def test_a_nan_stays_in_its_row_and_an_odd_batch_is_not_read_past():
+    case = dataclasses.replace(PLAIN, length=40, taps=40)
+    arrays = cast(case.arguments(), "bfloat16")
+    with interpreted():
+        want = np.asarray(triton(**arrays), np.float32)
+        y = np.asarray(triton(**arrays | {"u": arrays["u"].at[1, 0, 5].set(jnp.nan)}), np.float32)
+    np.testing.assert_array_equal(y[::2], want[::2])
+    assert np.isnan(y[1]).any()
+
+
+def test_launches():
+    u, kernel = jnp.ones((2, 1, 9), "bfloat16"), jnp.ones((2, 1, 9))
+    with interpreted() as launches:
+        jax.eval_shape(triton, u, kernel)
+        assert launches == ["convolve"]
+        jax.eval_shape(jax.grad(lambda u, k: triton(u, k).astype("float32").sum(), (0, 1)), u, kernel)
+        assert launches[-2:] == ["convolve", "correlate"]
+
+
+def test_vmap_is_more_features():
+    arrays = cast(Case(20, 20, batch=(2,), features=2).arguments(), "float16")
+    kernels = jnp.stack([arrays["kernel"], -2 * arrays["kernel"]])
+    with interpreted() as launches:
+        y = jax.vmap(triton, in_axes=(None, 0))(arrays["u"], kernels)
+        once = triton(arrays["u"], arrays["kernel"])
+    assert launches == ["convolve"] * 2
+    np.testing.assert_array_equal(np.asarray(y), np.stack([once, -2 * once]))
+
+
+def test_shard_map_sums_the_gradient_of_the_taps():
+    arrays = cast(Case(20, 20, batch=(4,), features=2).arguments(), "float16")
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+
+    def gradient(u, kernel):
+        return jax.grad(lambda kernel: triton(u, kernel).astype("float32").sum())(kernel)
+
+    def summed(u, kernel):
+        return jax.lax.psum(gradient(u, kernel), "batch")
+
+    with interpreted():
+        want = gradient(arrays["u"], arrays["kernel"])
+        shards = jax.shard_map(summed, mesh=mesh, in_specs=(P("batch"), P()), out_specs=P(), check_vma=False)
+        got = jax.jit(shards)(arrays["u"], arrays["kernel"])
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
+
+
+@pytest.mark.slow
+def test_second_derivatives():
+    arrays = cast(Case(20, 20, batch=(2,), features=1, pre_gate=True, post_gate="shared").arguments(), "float32")
+
+    def squares(implementation, arrays):
+        def total(arrays):
+            return (long_conv(**arrays, implementation=implementation) ** 2).sum()
+
+        return sum((g**2).sum() for g in jax.tree.leaves(jax.grad(total)(arrays)))
+
+    with interpreted():
+        got = jax.grad(functools.partial(squares, "triton"))(arrays)
+    want = jax.grad(functools.partial(squares, "xla"))(arrays)
+    for name in arrays:
+        assert parity_table.relative_error(got[name], np.asarray(want[name], np.float64)) < 2e-2, name
+
+
+@pytest.mark.slow
+def test_offsets_past_32_bits():
+    """The last program of 2**31 numbers and more; most of them are never touched, and take no memory."""
+    plan = plan_for(4096, CARDS["8.0"])
+    features = 2**31 // plan.points + 1
+    u = np.zeros((1, 1, features, plan.points), np.float16)
+    u[0, 0, -1] = np.random.default_rng(0).standard_normal(plan.points)
+    y = np.zeros_like(u)
+    tables = [np.asarray(table) for table in dft_tables(plan, jnp.float16)]
+    spectrum = np.zeros((1, 1, 2, plan.n1, plan.n2), np.float16)
+    spectrum[:, :, 0] = 1 / (plan.points * plan.scale**2)  # of a single tap of 1 at lag 0
+    constants = {"BATCH": 1, "CHANNELS": 1, "FEATURES": features, "LENGTH": plan.points, "X_CHANNELS": 1}
+    constants |= dict.fromkeys(("FACTOR_CHANNELS", "GATE_CHANNELS", "OTHER_CHANNELS", "CONJUGATE"), 0)
+    constants |= {"N1": plan.n1, "N2": plan.n2, "ROWS": plan.rows, "CHUNK": plan.chunk}
+    big_spectrum = np.zeros((features, 1), np.float16)  # its offset is of 64 bits too, but nothing of it is wanted here
+    assert big_spectrum.size < u.size
+    operands = [u, u, u, u, np.broadcast_to(spectrum, (features, *spectrum.shape[1:])), *tables]
+    run_program("convolve", operands, y, features - 1, constants)
+    assert parity_table.relative_error(y[0, 0, -1], u[0, 0, -1].astype(np.float64)) < tolerances.FUSED["float16"]
+    assert not y[0, 0, -2].any()
+
+
+REFUSED = {
+    "length": (
+        (1, 1, PLANS[-1].points + 1),
+        "bfloat16",
+        "at most 8192 steps on a GPU of compute capability 8.6, which",
+    ),
+    "dtype": ((1, 1, 8), "float64", "take bfloat16, float16 and float32; got float64"),
+    "programs": ((2**17, 2**15, 1), "bfloat16", re.escape("fewer than 2**31 programs; this would be 2147483648")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_kernels_refuse_goes_elsewhere_unless_named(name):
+    shape, dtype, reason = REFUSED[name]
+    with jax.enable_x64(True), interpreted():
+        u, kernel = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((shape[1], 1), "float32")
+        with pytest.raises(NotImplementedError, match=reason):
+            jax.eval_shape(triton, u, kernel)
+        jax.eval_shape(functools.partial(long_conv, implementation=("triton", "xla")), u, kernel)
