@@ -49,7 +49,7 @@ def variables_of(kind):
 
 @pytest.mark.parametrize("kind", ["h3_conv", "h3"])
 def test_model_and_interop_against_float64(kind):
-    """Measured: 4.8e-7 and 1.3e-6 of the largest logit."""
+    """Measured: 8.1e-7 and 9.2e-7 of the largest logit."""
     arrays = theirs.state_dict(kind)
     params = fb.interop.from_h3(arrays)
     model = model_of(kind)
@@ -123,15 +123,15 @@ def test_diagonal_kernel_and_state_are_those_of_the_recurrence(length):
         state = a * state + b * u[..., t, None]
         kernel.append(2 * (c * a**t * b).sum(-1).real)
     got = ssm.diagonal_kernel(model, length)
-    np.testing.assert_allclose(got, np.stack(kernel, -1), atol=2e-4)  # 2.7e-5, of values up to 17
-    np.testing.assert_allclose(ssm.diagonal_state(model, jnp.asarray(u)), state, atol=2e-4)  # 4.3e-5, of up to 25
+    np.testing.assert_allclose(got, np.stack(kernel, -1), atol=2e-4)  # 6.4e-5, of up to 10
+    np.testing.assert_allclose(ssm.diagonal_state(model, jnp.asarray(u)), state, atol=2e-4)  # 4.8e-5, of up to 57
 
 
 @pytest.mark.parametrize("kind", MIXERS)
 def test_no_mixer_sees_the_future(kind):
     """The Jacobian of every step in every step: nothing above the diagonal beyond the rounding of FFTs.
 
-    Measured: FFTs 1e-7 of the largest entry, attention 0.
+    Measured: FFTs 4.8e-8 of the largest entry, attention 0.
     """
     module = MIXERS[kind](features=D)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 12, D)), jnp.float32)
@@ -146,7 +146,7 @@ def test_no_mixer_sees_the_future(kind):
 @pytest.mark.parametrize("kind", ["h3_conv", "h3", "rotary"])
 @pytest.mark.parametrize("prompt", [1, 7, pytest.param(33, marks=pytest.mark.slow), 39])
 def test_any_split_of_prompt_and_steps_is_the_whole_sequence(kind, prompt):
-    """Measured: 1.6e-6 of the largest logit."""
+    """Measured with a prompt of 7: 8.7e-7 of the largest logit."""
     model, variables = model_of(kind), variables_of(kind)
     want = model.apply(variables, TOKENS)
     cache = model.apply(variables, 2, 40, method="init_cache")
@@ -228,7 +228,7 @@ def test_remat_changes_no_gradient(remat):
     variables = variables_of("h3_conv")
     want = gradient(model_of("h3_conv"))
     got = gradient(model_of("h3_conv", remat=remat))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)  # 1.5e-7
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
     assert "prevent_cse" in str(jax.make_jaxpr(lambda v: model_of("h3_conv", remat=remat).apply(v, TOKENS))(variables))
 
 
@@ -249,7 +249,7 @@ def test_dropout_is_in_training_alone():
 
 
 def test_bfloat16_keeps_the_residual_stream_and_logits_wide():
-    """Measured: 1.6 % of the largest logit."""
+    """Measured: 1.2 % of the largest logit."""
     want = model_of("h3_conv").apply(variables_of("h3_conv"), TOKENS)
     got = model_of("h3_conv", dtype=jnp.bfloat16).apply(variables_of("h3_conv"), TOKENS)
     assert got.dtype == jnp.float32
