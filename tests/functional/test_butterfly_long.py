@@ -48,7 +48,7 @@ def check(length: int, *, circular: bool = False) -> None:
     assert max(errors.values()) < TOLERANCE, errors
 
 
-@pytest.mark.parametrize("length", [65537, 99999, 131072], ids=["prime", "odd", "power of two"])
+@pytest.mark.parametrize("length", [65537, 131072], ids=["prime", "power of two"])
 def test_long_sequences(length):
     check(length)
 
@@ -68,7 +68,8 @@ def test_plans_of_long_sequences_have_small_blocks():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("length", "circular"), [(131071, False), (131071, True), (2**17, True), (2**20 - 3, False), (2**20, False)]
+    ("length", "circular"),
+    [(99999, False), (131071, False), (131071, True), (2**17, True), (2**20 - 3, False), (2**20, False)],
 )
 def test_longer_sequences(length, circular):
     check(length, circular=circular)

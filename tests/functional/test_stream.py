@@ -55,8 +55,10 @@ def arrays(length, taps, channels=None, batch=(2,), features=2, seed=0):
 SHAPES = [(1, 1, 1), (31, 40, 31), (64, 64, 64), (129, 129, 200), (255, 300, 255), (300, 33, None), (300, 70, None)]
 
 
-@pytest.mark.parametrize("method", ["tiled", "direct"])
-@pytest.mark.parametrize(("length", "taps", "room"), SHAPES)
+@pytest.mark.parametrize(
+    ("length", "taps", "room", "method"),
+    [(*shape, "tiled") for shape in SHAPES] + [(*shape, "direct") for shape in (SHAPES[3], SHAPES[-1])],
+)
 def test_every_kind_of_split(length, taps, room, method):
     with jax.enable_x64(True):
         exact = arrays(length, taps, channels=2)
@@ -66,7 +68,8 @@ def test_every_kind_of_split(length, taps, room, method):
             assert relative_error(stepped(stream, exact["u"], prompt), want) < TOLERANCE["float64"]
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@pytest.mark.slow  # each example compiles a step of its own; the splits above are the fast lane's
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(
     length=st.integers(1, 150),
     taps=st.integers(1, 200),
