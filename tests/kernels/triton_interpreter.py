@@ -102,14 +102,16 @@ def _run(name, results, programs, constants, first, *arrays):
     names = list(kernel.arg_names)
     tensors = dict(zip(names, map(_Tensor, [*arrays, *outputs]), strict=False))
     executor = interpreter.GridExecutor(kernel.rewrite(), names, (programs,))
-    set_index = interpreter.interpreter_builder.set_grid_idx
+    builder = interpreter.interpreter_builder
+    set_dim, set_index = builder.set_grid_dim, builder.set_grid_idx
     with (
         mock.patch.object(interpreter.GridExecutor, "_init_args_hst", lambda self, args, kwargs: (args, kwargs)),
         mock.patch.object(interpreter.GridExecutor, "_restore_args_dev"),
         mock.patch.object(interpreter.InterpreterBuilder, "create_dot", _create_dot),
         mock.patch.object(interpreter.InterpreterBuilder, "cast_impl", _cast_impl),
         mock.patch.object(interpreter, "_patch_lang_tensor", _patch_lang_tensor),
-        mock.patch.object(interpreter.interpreter_builder, "set_grid_idx", lambda x, y, z: set_index(x + first, y, z)),
+        mock.patch.object(builder, "set_grid_dim", lambda x, y, z: set_dim(x + first, y, z)),
+        mock.patch.object(builder, "set_grid_idx", lambda x, y, z: set_index(x + first, y, z)),
         np.errstate(all="ignore"),  # of infinities on purpose
     ):
         executor(**tensors, **constants)
