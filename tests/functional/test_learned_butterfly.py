@@ -59,9 +59,15 @@ CASES = {
 }
 
 
+FAST = ("channels", "float32")
+WITH_SLOW_CASES = [
+    pytest.param(*case, id=name, marks=() if name in FAST else pytest.mark.slow) for name, case in CASES.items()
+]
+
+
 @pytest.mark.parametrize("form", FORMS)
 class TestAtInitialisation:
-    @pytest.mark.parametrize(("options", "length", "taps", "channels", "dtype"), CASES.values(), ids=CASES)
+    @pytest.mark.parametrize(("options", "length", "taps", "channels", "dtype"), WITH_SLOW_CASES)
     def test_is_the_convolution(self, form, options, length, taps, channels, dtype):
         config = LearnedButterfly(form, **options)
         u, kernel, skip = normal(2, 3, length), normal(*channels, 3, taps), normal(*channels, 3)
@@ -71,6 +77,7 @@ class TestAtInitialisation:
         assert got.dtype == dtype
         assert error(got, want) < TOLERANCE[dtype]
 
+    @pytest.mark.slow
     def test_gradients_are_those_of_the_convolution(self, form):
         config = LearnedButterfly(form)
         u, kernel, g = normal(2, 3, 40), normal(3, 40), normal(2, 3, 40)
@@ -81,6 +88,7 @@ class TestAtInitialisation:
         for got, want in zip(pull_back(jnp.asarray(g)), (ahead, np.stack(lags, -1)), strict=True):
             assert error(got, want) < TOLERANCE["float64"]
 
+    @pytest.mark.slow
     def test_an_activation_between_the_stages_is_used(self, form):
         config = LearnedButterfly(form)
         u, kernel = normal(2, 40), normal(2, 40)
@@ -199,6 +207,7 @@ class TestCausality:
         assert not config.causal
         assert np.abs(np.triu(self.jacobian(config), 1)).max() > 0.1
 
+    @pytest.mark.slow
     def test_what_is_learned_reaches_every_pair_of_blocks(self):
         """Where the blocks move, all of the lower triangle moves but what lies within a block."""
         config = LearnedButterfly("causal", (4, 3))
@@ -232,6 +241,7 @@ class TestCausality:
 
 
 class TestGradients:
+    @pytest.mark.slow
     @pytest.mark.parametrize("form", FORMS)
     def test_of_every_block(self, form):
         config = LearnedButterfly(form, (4, 3), learn_inverse=True, per_stage=True)
@@ -285,6 +295,7 @@ class TestChain:
         for ours, autodiff in zip(jax.tree.leaves(tuple(got)), jax.tree.leaves(want), strict=True):
             assert error(ours, autodiff.conj()) < TOLERANCE["float64"]  # of complex ones JAX gives the conjugate
 
+    @pytest.mark.slow
     def test_backward_of_the_spectrum_is_autodiff(self):
         _, taps, chain = self.arguments()
         d_spectrum = jnp.asarray(normal(*taps.shape) + 1j * normal(*taps.shape, seed=5))
@@ -311,6 +322,7 @@ class TestLinear:
         want = np.fft.ifft(np.fft.fft(padded) * np.fft.fft(taps)).real[:, :outputs]
         assert error(got, want) < TOLERANCE["float64"]
 
+    @pytest.mark.slow
     def test_is_linear_and_moves_with_every_parameter(self):
         plan = Plan((4, 3))
         blocks = perturbed(butterfly.init_linear_blocks(jax.random.key(0), plan, dtype="float64"))

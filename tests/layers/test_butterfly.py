@@ -34,7 +34,7 @@ def test_one_tree_gives_the_same_bits(butterfly):
     np.testing.assert_array_equal(*got)
 
 
-@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("api", ["linen", pytest.param("nnx", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("butterfly", [RIGHT_ANGLE, CAUSAL], ids=["right_angle", "causal"])
 def test_new_blocks_leave_the_layer_as_it_is(api, butterfly):
     learned, plain = make(api, butterfly=butterfly), make(api)
@@ -68,6 +68,7 @@ def test_only_the_causal_form_keeps_the_past_to_itself(butterfly):
     assert (ahead > 1e-2 * behind) != butterfly.causal
 
 
+@pytest.mark.slow
 def test_a_classifier_stacks_the_blocks_of_its_layers_and_learns_them():
     layer = functools.partial(fb.linen.LongConv, **LARGE, butterfly=RIGHT_ANGLE)
     model = fb.linen.SequenceClassifier(3, 4, 2, L, input_features=D, layer=layer)
@@ -95,7 +96,7 @@ def test_blocks_learn_like_long_kernels():
 
 class TestDense:
     @pytest.mark.parametrize("name", ["ButterflyDense", "ButterflyMLP"])
-    @pytest.mark.parametrize("dtype", [None, "bfloat16"])
+    @pytest.mark.parametrize("dtype", [None, pytest.param("bfloat16", marks=pytest.mark.slow)])
     def test_one_tree_gives_the_same_bits(self, name, dtype):
         arguments = {"features": D, "dtype": dtype, **({"hidden_features": 7} if name == "ButterflyMLP" else {})}
         only_nnx = {"in_features": D} if name == "ButterflyDense" else {}
@@ -115,6 +116,7 @@ class TestDense:
         np.testing.assert_allclose(matrix[1:, 0], matrix[:-1, -1], atol=1e-6)
         assert 0.1 < matrix.std() < 0.9  # drawn from N(0, 1/8): 0.35
 
+    @pytest.mark.slow
     def test_the_initialiser_is_that_of_the_matrix(self):
         wide = {"kernel_init": nnx.initializers.normal(0.02), "use_bias": False}
         matrix = fb.nnx.ButterflyDense(16, 512, **wide, rngs=nnx.Rngs(0))(jnp.eye(16))
@@ -125,6 +127,7 @@ class TestDense:
         reals = 2 * 512 + 2 * 2 * (32**2 + 16**2) + 512  # the diagonal, two transforms, the bias
         assert sum(p.size for p in jax.tree.leaves(variables_of(layer))) == reals
 
+    @pytest.mark.slow
     def test_replaces_the_mlp_of_a_language_model(self):
         model = functools.partial(fb.linen.LanguageModel, vocab_size=11, features=8, num_layers=1)
         mixer = functools.partial(fb.linen.H3LongConv, kernel_length=16)

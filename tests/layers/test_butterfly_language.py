@@ -15,7 +15,7 @@ from tests.layers.modules import fill
 D, L = 3, 26
 
 
-@pytest.mark.parametrize(("taps", "learn_inverse"), [(7, True), (40, False)])
+@pytest.mark.parametrize(("taps", "learn_inverse"), [(7, True), pytest.param(40, False, marks=pytest.mark.slow)])
 def test_steps_are_the_whole(taps, learn_inverse):
     """Wherever prefill ends and steps begin, with blocks that are not Fourier's."""
     butterfly = LearnedButterfly("causal", (3, 2), learn_inverse=learn_inverse)
@@ -79,6 +79,7 @@ class TestModel:
             assert np.abs(changed - logits)[:, :t].max() < 1e-5 * scale  # 3e-7
             assert np.abs(changed - logits)[:, t:].max() > 1e-2 * scale
 
+    @pytest.mark.slow
     def test_generates_what_it_computes_at_once(self, model, variables):
         tokens = jnp.asarray(np.random.default_rng(1).integers(0, 11, (2, L)))
         want = jax.jit(lambda tokens: model.apply(variables, tokens))(tokens)
