@@ -144,7 +144,7 @@ def test_no_mixer_sees_the_future(kind):
 
 
 @pytest.mark.parametrize("kind", ["h3_conv", "h3", "rotary"])
-@pytest.mark.parametrize("prompt", [1, 7, pytest.param(33, marks=pytest.mark.slow), 39])
+@pytest.mark.parametrize("prompt", [7, *(pytest.param(prompt, marks=pytest.mark.slow) for prompt in (1, 33, 39))])
 def test_any_split_of_prompt_and_steps_is_the_whole_sequence(kind, prompt):
     """Measured with a prompt of 7: 8.7e-7 of the largest logit."""
     model, variables = model_of(kind), variables_of(kind)
@@ -220,7 +220,7 @@ def test_kernels_have_their_own_learning_rate():
     assert of_kernels["h3"] == {"key_filter/input"} | diagonal
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", pytest.param("full", marks=pytest.mark.slow)])
 def test_remat_changes_no_gradient(remat):
     def gradient(model):
         return jax.jit(jax.grad(lambda params: model.apply({"params": params}, TOKENS).std()))(variables["params"])
