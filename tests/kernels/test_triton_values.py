@@ -85,7 +85,7 @@ PLANTED = {
     "last product": ("y", ("tl.load(at + N1 * N1), tl.dot(e_re", "tl.load(at), tl.dot(e_re")),
     "twiddle": ("y", ("return a * c - b * d, a * d + b * c", "return a * c - b * d, a * d - b * c")),
     "sum over the batch": ("kernel", ("sum_im += x_re * h_im - x_im * h_re", "sum_im += x_re * h_im + x_im * h_re")),
-    "columns of the sum": ("kernel", ("program % (N2 // CHUNK) * CHUNK", "0 * CHUNK")),
+    "shares of the batch": ("kernel", ("in range(part * TILES, ", "in range(0 * TILES, ")),
     "rows of the batch": ("y", ("first_row = program // (CHANNELS * FEATURES) * ROWS", "first_row = program * 0")),
     "gate before": ("pre_gate", ("other = y * _load(other_gate", "other = y * _load(x")),
 }
