@@ -82,7 +82,7 @@ class BrainRecipe(ClassifierRecipe):
     @property
     def whereabouts(self) -> tuple[str, ...]:
         """The runs are the same in any folder."""
-        return "tar_dir", "array_dir"
+        return *super().whereabouts, "tar_dir", "array_dir"
 
     def runs(self, *, labelled: bool) -> Runs:
         """All runs, from the place that the options name."""

@@ -5,14 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
 from experiments.common import train as loop
+from experiments.common.errors import RunError
+from experiments.common.workdir import Workdir
+from experiments.digits.train import RECIPES as DIGITS
 from experiments.fmri.train import RECIPES as FMRI
 from experiments.images.train import RECIPES as IMAGES
+from experiments.language.train import RECIPES as LANGUAGE
 from experiments.lra.train import RECIPES as LRA
 from tests.experiments.conftest import ROOT
 from tests.experiments.toy import rows_of
@@ -52,6 +57,18 @@ def assert_all_learn(recipe, state):
     before = jax.jit(loop.make_initialization(recipe, recipe.build()))()
     same = jax.tree.map(np.array_equal, before.params, state.params)
     assert not any(jax.tree.leaves(same)), same
+
+
+TABLES = (LRA, IMAGES, FMRI, LANGUAGE, DIGITS)
+BY_KIND = {type(one).__name__: one for table in TABLES for presets in table.values() for one in presets.values()}
+
+
+@pytest.mark.parametrize("recipe", BY_KIND.values(), ids=BY_KIND)
+def test_a_run_may_go_on_with_its_state_divided_otherwise(tmp_path, recipe):
+    Workdir(tmp_path, recipe).describe(0, {})
+    Workdir(tmp_path, replace(recipe, state_sharding="sharded"))
+    with pytest.raises(RunError, match="another recipe"):
+        Workdir(tmp_path, replace(recipe, seed=recipe.seed + 1))
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ class ListOps(ClassifierRecipe):
     @property
     def whereabouts(self) -> tuple[str, ...]:
         """The rows are the same from any folder and any number of workers."""
-        return "data_dir", "workers"
+        return *super().whereabouts, "data_dir", "workers"
 
     def generated(self) -> dataset.Generated:
         """The rows to draw."""

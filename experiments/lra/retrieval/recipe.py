@@ -108,7 +108,7 @@ class Retrieval(ClassifierRecipe):
     @property
     def whereabouts(self) -> tuple[str, ...]:
         """The pairs are the same in any folder."""
-        return ("tsv_dir",)
+        return *super().whereabouts, "tsv_dir"
 
     def load(self) -> Splits:
         """The pairs, from the place that the options name."""

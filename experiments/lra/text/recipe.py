@@ -73,7 +73,7 @@ class Text(ClassifierRecipe):
     @property
     def whereabouts(self) -> tuple[str, ...]:
         """The reviews are the same in any folder."""
-        return ("data_dir",)
+        return *super().whereabouts, "data_dir"
 
     def load(self) -> Reviews:
         """The reviews, from the place that the options name."""
