@@ -124,7 +124,7 @@ class ShiftFilter(nn.Module):
     r"""H3's shift state-space model: a short kernel of ``state_size`` taps, :math:`k_t = \sum_n b_n c_{n+t}`.
 
     The kernel is convolved by FFTs like a long one: on two CPU cores, products with blocks of its Toeplitz matrix took
-    0.6 to 1.1 of the time forwards and 1.4 to 1.9 times as long with the gradient (float32, 4 sequences of 128
+    0.65 to 1.08 of the time forwards and 1.4 to 1.9 times as long with the gradient (float32, 4 sequences of 128
     features, 64 taps, L = 1,024 and 4,096, the best of three blocks), and 256 taps 2.4 and 7 times as long.
 
     Parameters: ``input (D, N)``, ``output (D, N)``, ``skip (D,)``.
