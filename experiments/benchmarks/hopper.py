@@ -1,11 +1,13 @@
-"""An H200 that exists for the compiler alone: programs are compiled for it on a machine without a GPU.
+"""H200s that exist for the compiler alone: programs are compiled for them on a machine without a GPU.
 
-Needs the `cuda-aot` extra. The process has to run with ``JAX_PLATFORMS=cpu``.
+Needs the `cuda-aot` extra: the CUDA plugin compiles, without a driver, for a device that a description stands in for.
+The process has to run with ``JAX_PLATFORMS=cpu``.
 """
 
 import functools
 import importlib.metadata
 import os
+from collections.abc import Sequence
 
 import jax
 from jax.experimental import topologies
@@ -57,9 +59,13 @@ def missing() -> list[str]:
     return absent
 
 
-@functools.cache
-def device() -> jax.Device:
-    """The device, for the sharding of abstract arguments."""
+def search_path() -> str:
+    """What PATH has to be while something compiles: the first ptxas on it is taken."""
     folder = importlib.metadata.distribution("nvidia-cuda-nvcc").locate_file("nvidia/cu13/bin")
-    os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"  # the first ptxas on it compiles
-    return topologies.get_topology_desc(platform="cuda", target_config=_H200, topology="1x1x1").devices[0]
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@functools.cache
+def devices(count: int = 1) -> Sequence[jax.Device]:
+    """So many of them, for the sharding of abstract arguments."""
+    return topologies.get_topology_desc(platform="cuda", target_config=_H200, topology=f"1x1x{count}").devices

@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = parse(argv)
     if absent := hopper.missing():
         raise SystemExit(f"compiling for a GPU needs the cuda-aot extra: {', '.join(absent)} not installed.")
+    os.environ["PATH"] = hopper.search_path()
     settings.out.mkdir(parents=True, exist_ok=True)
     fields = dataclasses.asdict(here({key: value for key, value in vars(settings).items() if key != "out"}))
     fields |= {"device": "NVIDIA H200, compiled for without one", "platform": "gpu"}
@@ -112,7 +113,7 @@ def row(program: str, name: str, length: int, batch: int, features: int) -> Row:
         else:
             function, arguments = convolution(program, name, length, batch, features)
             donated = ()
-        sharding = SingleDeviceSharding(hopper.device())
+        sharding = SingleDeviceSharding(hopper.devices()[0])
         arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
         stats = jax.jit(function, donate_argnums=donated).lower(*arguments).compile().memory_analysis()
         assert stats is not None
