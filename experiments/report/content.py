@@ -12,9 +12,21 @@ from experiments.report.figures import validation_curves
 from experiments.report.kernels import Kernels
 from experiments.report.page import Block, Bullets, Details, Heading, Paragraph, Picture, Table
 from experiments.report.published import Benchmark
+from experiments.report.recipes import Preset
 from experiments.report.runs import ABLATION, Run
 
 NOT_MEASURED = "not measured"
+# Options on which no score depends.
+NEUTRAL = {
+    "name",
+    "data_dir",
+    "workers",
+    "state_sharding",
+    "log_every",
+    "evaluate_every",
+    "checkpoint_every",
+    "implementation",
+}
 
 
 class Seen(NamedTuple):
@@ -188,10 +200,11 @@ def details(seen: Seen) -> Details:
     if found is not None:
         text = f"kernels of {run.name} after step {found.step:,}, as stored and as used, and their spectra"
         blocks += [Picture(f"kernels-{file_name(run.name)}.png", kernels.picture(found), text), smoothness(found)]
-    differing = departures(run)
-    if differing is not None:
-        listed = ", ".join(f"`{name}` {here} instead of {paper}" for name, (here, paper) in differing.items())
-        blocks += [Paragraph(f"Against the preset `paper`: {listed or 'no other options'}.")]
+    preset = preset_of(run)
+    if preset is not None:
+        differing = differences(run, preset)
+        listed = ", ".join(f"`{name}` {here} instead of {there}" for name, (here, there) in differing.items())
+        blocks += [Paragraph(f"Against the preset `{preset.name}`: {listed or 'no other options'}.")]
     options = [[f"`{name}`", f"`{value}`"] for name, value in run.recipe.items() if name != "name"]
     blocks += [Table(["option", "value"], options)]
     starts = [
@@ -221,22 +234,30 @@ def smoothness(found: Kernels) -> Table:
 
 
 def departures(run: Run) -> dict[str, tuple[Any, Any]] | None:
-    """Options in which a run differs from the paper's preset of its task; None if that is not known."""
-    paper = paper_recipe(run)
-    if paper is None:
-        return None
-    neither = {"name", "data_dir", "workers", "log_every", "evaluate_every", "checkpoint_every", "implementation"}
-    names = [name for name in run.recipe if name not in neither and run.recipe[name] != paper.get(name)]
-    return {name: (run.recipe[name], paper.get(name)) for name in names}
+    """Options in which a run differs from the full preset of its task; None if there is none."""
+    preset = preset_of(run)
+    return None if preset is None else differences(run, preset)
 
 
-def paper_recipe(run: Run) -> dict[str, Any] | None:
-    """The options of the preset `paper`, as run.json would hold them."""
-    from experiments.report.recipes import papers
+def differences(run: Run, preset: Preset) -> dict[str, tuple[Any, Any]]:
+    """Option -> the run's value and the preset's, where they differ and a model's score may depend on them."""
+    here, there = run.recipe, preset.options
+    return {
+        name: (here[name], there.get(name)) for name in here if name not in NEUTRAL and here[name] != there.get(name)
+    }
 
-    found = [paper for paper in papers() if paper["name"] == run.recipe["name"]]
+
+def preset_of(run: Run) -> Preset | None:
+    """The full preset of the run's task; of several, such as the sizes of language models, the nearest."""
+    from experiments.report.recipes import presets
+
     benchmark = benchmark_of(run)
-    return next((paper for paper in found if benchmark is None or benchmark.covers(paper)), None)
+    of_task = [
+        preset
+        for preset in presets()
+        if preset.options["name"] == run.recipe["name"] and (benchmark is None or benchmark.covers(preset.options))
+    ]
+    return min(of_task, key=lambda preset: len(differences(run, preset)), default=None)
 
 
 def file_name(text: str) -> str:

@@ -1,7 +1,9 @@
 """The page of many runs: what it shows of whole ones, and what it says of those that are not."""
 
+import importlib
 import json
 import sys
+from dataclasses import asdict
 
 import jax.numpy as jnp
 import numpy as np
@@ -175,6 +177,27 @@ def test_a_run_that_departs_from_the_papers_recipe_is_said_to(tmp_path):
     assert content.departures(runs.read(workdir(tmp_path / "new", name="Unheard"))) is None
     assert "other" in content.caveat([same, other])
     assert "same" not in content.caveat([same, other]).split("reproduction")[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "preset"),
+    [
+        ("fmri", "prediction", "paper"),
+        ("fmri", "decoding", "paper"),
+        ("images", "cifar2d", "paper"),
+        ("language", "wikitext", "355M"),
+        ("language", "stdlib", "125M-h3"),
+        ("digits", "digits", "default"),
+    ],
+)
+def test_each_task_is_compared_with_its_own_preset(tmp_path, family, task, preset):
+    recipe = importlib.import_module(f"experiments.{family}.train").RECIPES[task][preset]
+    options = json.loads(json.dumps({"name": type(recipe).__name__, **asdict(recipe)}, default=str))
+    run = runs.read(workdir(tmp_path / "run", **options | {"batch_size": 7, "state_sharding": "sharded"}))
+    found = content.preset_of(run)
+    assert found.name == preset
+    differing = {name: value for name, value in content.departures(run).items() if name in options}
+    assert differing == {"batch_size": (7, recipe.batch_size)}
 
 
 def test_every_published_figure_has_a_tag_that_is_explained():
