@@ -106,7 +106,9 @@ def test_a_malformed_row_is_a_sentence(monkeypatch, tmp_path):
 def test_a_data_folder_that_cannot_be_is_a_sentence(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("precious")
     given = ("--workdir", str(tmp_path / "w"), "--batch-size", "8", "--data-dir", str(tmp_path / "file"))
-    assert sentence(monkeypatch, *given).startswith("error: data_dir must be a folder that can be made and written to")
+    text = sentence(monkeypatch, *given)
+    assert text.startswith(f"error: {tmp_path}/file/listops/")
+    assert "must be a folder that can be made and written to; got Not a directory." in text
 
 
 def test_a_wrong_option_is_a_sentence(monkeypatch, tmp_path):

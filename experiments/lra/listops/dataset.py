@@ -4,11 +4,7 @@ A generated dataset is a tensorflow-datasets folder of array records, which need
 folder, seed, size and shape, and read back whole: 200 MB of tokens, padded, so that a batch is one indexing of numpy.
 """
 
-import contextlib
-import fcntl
 import itertools
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from experiments.common.preparation import prepared, progress
 from experiments.lra.listops import trees, vocabulary
 from experiments.lra.listops.trees import Row, Shape
 
@@ -109,10 +105,7 @@ def drawn(which: Generated, length: int, *, workers: int = 1) -> Listops:
 
 
 def prepare(data_dir: Path, which: Generated, *, workers: int = 1, console: Console | None = None) -> Path:
-    """Draws and writes a dataset unless it is there, and returns its folder.
-
-    A folder has this name only when it is whole. Of two processes one draws while the other waits, and what a killed
-    process left behind is removed.
+    """Draws and writes a dataset unless it is there, and returns its folder, which is whole or not there.
 
     Raises:
       ValueError: if the folder cannot be made or written to, or there are fewer workers than 1.
@@ -120,25 +113,12 @@ def prepare(data_dir: Path, which: Generated, *, workers: int = 1, console: Cons
     folder = folder_of(data_dir, which)
     console = console or Console(quiet=True)
     rows = which.draw(workers)  # refuses a wrong number of workers before anything is written; draws nothing yet
-    if folder.exists():
-        return folder
-    if any(data_dir.glob("basic_*.tsv")):
+    if not folder.exists() and any(data_dir.glob("basic_*.tsv")):
         raise ValueError(
             f"data_dir must be a folder for generated rows; got {data_dir}, which holds released files: give it as "
             "tsv_dir."
         )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.parent / ".lock", console):
-            for left_behind in folder.parent.glob(f"incomplete.*_{folder.name}"):
-                shutil.rmtree(left_behind)
-            if not folder.exists():
-                _write(data_dir, which, rows, console)
-    except OSError as error:
-        raise ValueError(
-            f"data_dir must be a folder that can be made and written to; got {data_dir} ({error.strerror or error})."
-        ) from error
-    return folder
+    return prepared(folder, lambda: _write(data_dir, which, rows, console), console)
 
 
 def read(data_dir: Path, which: Generated, length: int) -> Listops:
@@ -198,36 +178,14 @@ def pack(rows: Iterable[Row], count: int, length: int) -> Split:
 
 
 def _write(data_dir: Path, which: Generated, rows: Iterator[Row], console: Console) -> None:
+    from experiments.common import array_records
     from experiments.lra.listops import builder
 
     console.print(f"drawing {sum(which.rows):,} expressions into {folder_of(data_dir, which)}", soft_wrap=True)
-    with _progress(console) as progress:
-        drawn = list(progress.track(rows, total=sum(which.rows), description="drawing"))
-        source = builder.make(data_dir, which.name)
-        source.rows = {
-            split: progress.track(drawn[span], total=len(drawn[span]), description=f"writing {split}")
+    with progress(console) as bars:
+        drawn = list(bars.track(rows, total=sum(which.rows), description="drawing"))
+        features = {
+            split: (row._asdict() for row in bars.track(drawn[span], description=f"writing {split}"))
             for split, span in which.spans.items()
         }
-        try:
-            with tempfile.TemporaryDirectory() as unused:  # by default it would be a folder in data_dir
-                source.download_and_prepare(file_format="array_record", download_dir=unused)
-        except RuntimeError as error:  # what the writer of array records makes of a full disk
-            raise OSError(" ".join(str(error).split())) from error
-
-
-def _progress(console: Console) -> Progress:
-    """Bars on a terminal, nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, console: Console) -> Iterator[None]:
-    """Waits until no other process has this file. The system lets go of it if a process is killed."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(f"waiting for the process that prepares {path.parent}", soft_wrap=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        array_records.write(builder.make(data_dir, which.name), features)

@@ -12,15 +12,13 @@ Whole forests are drawn at once, level by level, in numpy: 15 times as fast as o
 import functools
 import hashlib
 import itertools
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from experiments.common.processes import in_processes
 from experiments.lra.listops import vocabulary
 
 VERSION = "1.0.0"  # to be raised whenever a seed would give other rows than before
@@ -93,7 +91,7 @@ def rows(seed: int, shape: Shape, *, workers: int = 1) -> Iterator[Row]:
     draw = functools.partial(draw_chunk, seed, shape)
     if workers == 1:
         return different(map(draw, itertools.count()))
-    return different(_in_processes(draw, workers))
+    return different(in_processes(draw, workers))
 
 
 def different(chunks: Iterable[list[Row]]) -> Iterator[Row]:
@@ -234,28 +232,3 @@ def _firsts(arguments: np.ndarray) -> np.ndarray:
 
 def _sums(values: np.ndarray, arguments: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values, _firsts(arguments)) if len(arguments) else np.zeros(0, int)
-
-
-def _in_processes[T](function: Callable[[int], T], workers: int) -> Iterator[T]:
-    """The function of 0, 1, 2, ..., in this order, by so many new processes. They end when the iterator is closed."""
-    with one_thread(), multiprocessing.get_context("spawn").Pool(workers) as pool:
-        numbers = itertools.count()
-        # Pool.imap would take all the numbers at once, and there is no end of them.
-        ahead = [pool.apply_async(function, (next(numbers),)) for _ in range(2 * workers)]
-        while True:
-            yield ahead.pop(0).get()
-            ahead.append(pool.apply_async(function, (next(numbers),)))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Processes started in this context use one thread each for their arithmetic."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
