@@ -1,42 +1,10 @@
-"""Long convolution by the fused butterfly in Triton, for NVIDIA GPUs of compute capability 8.0 and newer."""
+"""Long convolution by the fused butterfly in Triton, for NVIDIA GPUs of compute capability 8.0 and newer.
 
-import math
+It is the `Backend` of ``implementation="triton"``.
+"""
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+import functools
 
-from flashbutterfly_jax.functional.origin import check_pallas_kernels
-from flashbutterfly_jax.functional.taps import both_sides
+from flashbutterfly_jax.functional.fused import long_conv_fused
 
-
-def long_conv_triton(
-    u: Float[Array, "*B D L"],
-    kernel: Float[Array, "C D K"],
-    skip: Float[Array, "C D"] | None,
-    *,
-    reverse_kernel: Float[Array, "C D K"] | None,
-    circular: bool,
-    pre_gate: Float[Array, "*B D L"] | None,
-    post_gate: Float[Array, "*B #C D L"] | None,
-    precision: jax.lax.Precision | None,
-) -> Float[Array, "*B C D L"]:
-    """The `Backend` behind ``implementation="triton"``; see `pallas_kernels.fft_conv.triton_api`."""
-    check_pallas_kernels()
-    from pallas_kernels.fft_conv.triton_api import fft_conv_triton  # on first use: what "xla" need not pay for
-
-    if u.dtype == jnp.float32 and precision not in (None, jax.lax.Precision.DEFAULT):
-        raise NotImplementedError(
-            f"the Triton kernels multiply 16-bit numbers; got precision {precision} for a float32 u."
-        )
-    forward, reverse = both_sides(kernel, skip, reverse_kernel, u.shape[-1], circular=circular)
-    batch = u.shape[:-2]
-    rows = math.prod(batch)
-    y = fft_conv_triton(
-        u.reshape(rows, *u.shape[-2:]),
-        forward,
-        reverse,
-        pre_gate=None if pre_gate is None else pre_gate.reshape(rows, *u.shape[-2:]),
-        post_gate=None if post_gate is None else post_gate.reshape(rows, *post_gate.shape[-3:]),
-    )
-    return y.reshape(*batch, *y.shape[1:])
+long_conv_triton = functools.partial(long_conv_fused, "pallas_kernels.fft_conv.triton_api:fft_conv_triton")
