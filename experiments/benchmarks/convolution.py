@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = settings.out / f"{stem}.json"
     for case in cases(settings):
         late = time.perf_counter() - started > settings.seconds
-        run = None if late else Bench(case, effort, settings.batch, gpu=gpu)
+        run = None if late else Bench(case, effort, settings.rows, gpu=gpu)
         for name in settings.implementations:
             if run is None or time.perf_counter() - started > settings.seconds:
                 row = absent(name, case, "not measured", f"the {settings.seconds:g} s for the whole run were over")
@@ -95,10 +95,13 @@ def parse(argv: Sequence[str] | None, *, gpu: bool) -> argparse.Namespace:
         default=2**29,
         help="largest B D L: longer sequences run at a smaller batch, scaled",
     )
+    parser.add_argument("--rows", type=positive, help="scale times to so many sequences; default: batch times features")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"), help="folder for the JSON and PNG")
     parser.add_argument("--seconds", type=float, default=float("1e9"), help="start no row after so long")
     parser.add_argument("--quick", action="store_true", help="few short rounds")
-    return parser.parse_args(argv)
+    settings = parser.parse_args(argv)
+    settings.rows = settings.rows or settings.batch * settings.features
+    return settings
 
 
 def positive(text: str) -> int:
@@ -139,9 +142,9 @@ def batch_that_fits(settings: argparse.Namespace, length: int) -> int:
 class Bench:
     """The implementations of one case, on the same inputs and against the same reference."""
 
-    def __init__(self, case: Case, effort: Effort, batch: int, *, gpu: bool):
+    def __init__(self, case: Case, effort: Effort, rows: int, *, gpu: bool):
         self.case, self.effort, self.gpu = case, effort, gpu
-        self.scale = batch / case.batch
+        self.scale = rows / (case.batch * case.features)
 
     @functools.cached_property
     def sets(self) -> list[Inputs]:
@@ -211,8 +214,11 @@ class Bench:
 
 def work(name: str, case: Case) -> tuple[tuple[int, ...] | None, float]:
     """The plan of an implementation that multiplies by DFT blocks, and the FLOP of a call."""
-    plans = {"mosaic_gpu": floors.fused_plan, "triton": floors.triton_plan}
-    plan = plans[name](case.length) if name in plans else None
+    plan = None
+    if name == "mosaic_gpu":
+        plan = floors.fused_plan(case.length, ahead=case.protocol == "circular")
+    elif name == "triton":
+        plan = floors.triton_plan(case.length)
     if plan is None:
         return None, floors.fft_flop(case)
     factors, blocks = plan  # it wraps by taps on both sides of lag 0: one plan for either protocol

@@ -20,7 +20,8 @@ from experiments.benchmarks.cases import Case
 
 FUSED_FIRST_FACTOR = 64
 FUSED_SECOND_FACTORS = (16, 32, 64)
-FUSED_BLOCKS = 4
+FUSED_BLOCKS = {False: 8, True: 4}
+"""The most blocks of a sequence in one launch, by whether taps reach ahead as well."""
 TRITON_FACTORS = ((64, 16), (64, 32), (64, 64), (128, 64))
 
 
@@ -48,13 +49,16 @@ def compulsory_bytes(case: Case) -> int:
     return (11 if case.gated else 5) * sequence + 3 * taps
 
 
-def fused_plan(length: int) -> tuple[tuple[int, int], int] | None:
-    """The factors that the fused kernel multiplies a block by and the number of blocks; None for too long a length."""
+def fused_plan(length: int, *, ahead: bool = False) -> tuple[tuple[int, int], int] | None:
+    """The factors that the fused kernel multiplies a block by and the number of blocks; None where three passes do it.
+
+    `ahead` says whether there are taps on both sides of lag 0, as a circular convolution has.
+    """
     for n2 in FUSED_SECOND_FACTORS:
         if length <= FUSED_FIRST_FACTOR * n2:
             return (FUSED_FIRST_FACTOR, n2), 1
     blocks = math.ceil(length / (FUSED_FIRST_FACTOR * FUSED_SECOND_FACTORS[-1]))
-    return ((FUSED_FIRST_FACTOR, FUSED_SECOND_FACTORS[-1]), blocks) if blocks <= FUSED_BLOCKS else None
+    return ((FUSED_FIRST_FACTOR, FUSED_SECOND_FACTORS[-1]), blocks) if blocks <= FUSED_BLOCKS[ahead] else None
 
 
 def triton_plan(length: int) -> tuple[tuple[int, int], int] | None:

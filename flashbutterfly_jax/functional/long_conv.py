@@ -29,8 +29,8 @@ _CUDA_ONLY: frozenset[Implementation] = frozenset({"mosaic_gpu", "triton"})
 _TRITON_LENGTHS: dict[str, range] = {}
 
 # Lengths that None gives to the fused kernel on Hopper: its shortest transform has 1024 points, with which it is no
-# faster than FFTs of 128 steps; it ends at 16,384 steps.
-_FUSED_LENGTHS = range(256, 16385)
+# faster than FFTs of 128 steps; three passes end at 4,194,304.
+_FUSED_LENGTHS = range(256, 2**22 + 1)
 
 
 @checked_by_hand

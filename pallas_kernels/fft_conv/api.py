@@ -14,9 +14,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from pallas_kernels.fft_conv import blocked_sm90, kernel_sm90, spectrum_sm90
+from pallas_kernels.fft_conv import blocked_sm90, kernel_sm90, spectrum_sm90, streamed_sm90, three_pass
 from pallas_kernels.fft_conv.config import (
-    LONGEST,
+    BLOCK,
+    MAX_BLOCKS,
     MAX_CHANNELS,
     N1,
     Config,
@@ -24,6 +25,7 @@ from pallas_kernels.fft_conv.config import (
     forward_kernel,
     second_factor,
 )
+from pallas_kernels.fft_conv.outer_plan import LONGEST, outer_plan
 from pallas_kernels.fft_conv.reference import backward_reference, forward_reference
 from pallas_kernels.fft_conv.tables import dft_tables, tap_cotangent
 from pallas_kernels.fft_conv.tuned import configuration
@@ -40,7 +42,7 @@ def fft_conv(
     pre_gate: Float[Array, "B D L"] | None = None,
     post_gate: Float[Array, "B #C D L"] | None = None,
 ) -> Float[Array, "B C D L"]:
-    """Convolution by the fused right-angle butterfly on Hopper GPUs: one kernel launch for each direction.
+    """Convolution by the fused right-angle butterfly on Hopper GPUs: up to 16,384 steps one launch for each direction.
 
     ``y[t] = post_gate[t] * sum_s taps[t - s] (pre_gate * u)[s]``, plus ``reverse_taps[m - 1]`` at lag -m. Taps that
     reach beyond the sequence must have been cut off: K <= L and M <= L - 1.
@@ -50,7 +52,9 @@ def fft_conv(
 
     Transforms have 1024, 2048 or 4096 points and the kernels pad on chip; they read sequences of a multiple of 128, 256
     or 512 steps as they lie. Others are copied once to the next such length, and the result is cut from a longer one.
-    Longer sequences, up to 16,384 steps, are blocks of 4096 steps whose spectra meet on chip (`blocked_sm90`).
+    Longer sequences, up to 16,384 steps, are blocks of 4096 steps whose spectra meet on chip (`blocked_sm90`), causal
+    ones forward up to 32,768 (`streamed_sm90`). Up to 4,194,304 steps three passes over memory do it, with
+    intermediates of four times the size of u (`three_pass`); those pad to a multiple of 32,768 steps.
 
     Derivatives save the arguments alone and recompute all spectra; second derivatives go through `jnp.fft`. Under a
     sharded jit each device works on its own rows and features.
@@ -69,7 +73,7 @@ def fft_conv(
     channels = taps.shape[0]
     dtype = _compute_dtype(u.dtype)
     if length > LONGEST:
-        raise NotImplementedError(f"the fused kernel takes sequences of at most {LONGEST} steps; got {length}.")
+        raise NotImplementedError(f"the kernels take sequences of at most {LONGEST} steps; got {length}.")
     if batch * channels * features * length >= 2**31:
         raise NotImplementedError(
             f"the fused kernel addresses fewer than 2**31 numbers; got a result of shape "
@@ -124,6 +128,12 @@ def _blocks(u, taps):
     """How many blocks of n steps u has, and whether taps reach ahead: there are twice as many blocks of them then."""
     blocks = -(-u.shape[-2] // N1)
     return blocks, taps.shape[2] > blocks
+
+
+def _on_chip(u, taps):
+    """Whether one launch convolves the sequence; if not, three passes do."""
+    blocks, ahead = _blocks(u, taps)
+    return blocks <= (MAX_BLOCKS if ahead else streamed_sm90.MAX_BLOCKS)
 
 
 @jax.custom_vjp
@@ -202,6 +212,8 @@ _conv_cotangents.defvjp(_conv_cotangents_fwd, _conv_cotangents_bwd)
 
 
 def _run_forward(u, pre_gate, post_gate, taps, f1, f2, twiddle, shift, gates: tuple[bool, bool]):
+    if not _on_chip(u, taps):
+        return _run_long_forward(gates, u, pre_gate, post_gate, taps, shift)
     if _blocks(u, taps)[0] > 1:
         return _run_blocked_forward(gates, u, pre_gate, post_gate, taps, f1, f2, twiddle, shift)
     pre, post = gates
@@ -218,6 +230,8 @@ def _run_forward(u, pre_gate, post_gate, taps, f1, f2, twiddle, shift, gates: tu
 
 
 def _run_backward(u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift, gates: tuple[bool, bool]):
+    if _blocks(u, taps)[0] > MAX_BLOCKS:
+        return _run_long_backward(gates, u, pre_gate, post_gate, g, taps, shift)
     if _blocks(u, taps)[0] > 1:
         return _run_blocked_backward(gates, u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift)
     pre, post = gates
@@ -283,6 +297,37 @@ def _run_blocked_backward(gates, u, pre_gate, post_gate, g, taps, *tables):
     return *shares, _taps_cotangent(u, taps, config, d_spectra)
 
 
+def _run_long_forward(gates, u, pre_gate, post_gate, taps, shift):
+    """`_run_forward` in three passes."""
+    x, pre_gate, post_gate = (_in_blocks(x) for x in _with_channels(gates, u, pre_gate, post_gate))
+    blocks, before = _blocks(u, taps)
+    y = three_pass.forward(x, pre_gate, post_gate, taps, outer_plan(blocks), shift, before=before)
+    return _of_rows(y, u)
+
+
+def _run_long_backward(gates, u, pre_gate, post_gate, g, taps, shift):
+    """`_run_backward` likewise."""
+    x, pre_gate, post_gate, g = (_in_blocks(x) for x in (*_with_channels(gates, u, pre_gate, post_gate), g))
+    blocks, before = _blocks(u, taps)
+    d_x, d_post, d_taps = three_pass.backward(x, pre_gate, post_gate, g, taps, outer_plan(blocks), shift, before=before)
+    shares = [d_x] if pre_gate is None else [_product(d_x, pre_gate), _product(d_x, x)]
+    shares += [] if d_post is None else [d_post]
+    return *(_of_rows(share, u) for share in shares), d_taps
+
+
+def _in_blocks(x):
+    """`(..., rows, 64)` as `(..., blocks, 4096)`, padded to a multiple of 8 blocks: tiles are 8 of them high."""
+    if x is None:
+        return None
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -x.shape[-2] % (8 * N1)), (0, 0)])
+    return padded.reshape(*x.shape[:-2], -1, BLOCK)
+
+
+def _of_rows(y, u):
+    """`(..., blocks, 4096)` as `(..., rows, 64)` with the rows of u."""
+    return y.reshape(*y.shape[:-2], -1, u.shape[-1])[..., : u.shape[-2], :]
+
+
 def _with_channels(gates, u, pre_gate, post_gate):
     """What there is of u and the gates, each `(B, 1 or C, D, rows, 64)`."""
     return u[:, None], pre_gate[:, None] if gates[0] else None, post_gate if gates[1] else None
@@ -312,6 +357,9 @@ def _blocked_shapes(u, pre_gate, post_gate, spectra, lags):
 def _blocked(u, pre_gate, post_gate, spectra, lags, *tables):
     """The convolution by blocks; u and the gates are `(B, 1 or C, D, rows, 64)`. The fewest launches, summed."""
     shapes = _blocked_shapes(u, pre_gate, post_gate, spectra, lags)
+    if shapes.count > MAX_BLOCKS:
+        pieces = streamed_sm90.pieces(spectra)
+        return streamed_sm90.forward(shapes)(u, *_present(u, pre_gate, post_gate), pieces, *_in_dtype(u.dtype, *tables))
     results = []
     for first in range(lags[0], lags[1] + 1, shapes.most_lags):
         some = first, min(first + shapes.most_lags - 1, lags[1])

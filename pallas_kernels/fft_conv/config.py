@@ -59,8 +59,8 @@ BLOCK = N1 * TILE
 MAX_BLOCKS = 4
 """Blocks of the longest sequence: as many spectra fit beside the tables and a share of those of the taps."""
 
-LONGEST = MAX_BLOCKS * BLOCK
-"""The longest sequence."""
+LONGEST_ON_CHIP = MAX_BLOCKS * BLOCK
+"""The longest sequence that every mode and direction convolves in one launch."""
 
 
 class Kernel(enum.Enum):

@@ -61,12 +61,14 @@ def test_no_plan_is_too_long():
         floors.cheapest_plan(256**4 + 1)
 
 
-@pytest.mark.parametrize("length", [1, 1024, 1025, 4096, 4097, 8193, 16384, 16385])
-def test_plan_of_the_fused_kernel_is_the_kernels_own(length):
-    from pallas_kernels.fft_conv.config import LONGEST, N1, second_factor
+@pytest.mark.parametrize("length", [1, 1024, 1025, 4096, 4097, 8193, 16384, 16385, 32768, 32769])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_plan_of_the_fused_kernel_is_the_kernels_own(length, ahead):
+    from pallas_kernels.fft_conv import streamed_sm90
+    from pallas_kernels.fft_conv.config import BLOCK, MAX_BLOCKS, N1, second_factor
 
-    plan = floors.fused_plan(length)
-    if length > LONGEST:
+    plan = floors.fused_plan(length, ahead=ahead)
+    if length > BLOCK * (MAX_BLOCKS if ahead else streamed_sm90.MAX_BLOCKS):
         assert plan is None
     else:
         factors = N1, second_factor(length)
@@ -118,7 +120,7 @@ def test_implementations_agree_with_the_reference(name, protocol):
 
 def test_a_wrong_result_is_marked_and_not_compared_with():
     case = dataclasses.replace(SMALL, direction="forward")
-    bench = convolution.Bench(case, Effort(1, 1e-4, 0.0), case.batch, gpu=False)
+    bench = convolution.Bench(case, Effort(1, 1e-4, 0.0), case.batch * case.features, gpu=False)
     bench.expected = {"y": bench.expected["y"] * 2}
     wrong = bench.row("jnp_fft")
     assert (wrong.status, wrong.reason) == ("wrong", "relative error 0.5")
@@ -126,7 +128,7 @@ def test_a_wrong_result_is_marked_and_not_compared_with():
 
 
 def test_reports_why_a_row_was_not_measured(monkeypatch):
-    bench = convolution.Bench(SMALL, Effort(1, 1e-4, 0.0), SMALL.batch, gpu=False)
+    bench = convolution.Bench(SMALL, Effort(1, 1e-4, 0.0), SMALL.batch * SMALL.features, gpu=False)
     assert bench.row("mosaic_gpu").reason == bench.row("triton").reason == "needs a CUDA device"
     monkeypatch.setattr(rivals, "missing", lambda name: "torch")
     assert (bench.row("torch_real").status, bench.row("torch_real").reason) == ("not installed", "no module 'torch'")
@@ -167,7 +169,8 @@ def test_large_batches_are_cut_and_scaled(monkeypatch):
     assert [convolution.batch_that_fits(settings, n) for n in (8192, 16384, 65536)] == [64, 32, 8]
     case = dataclasses.replace(SMALL, direction="forward", gated=False)
     monkeypatch.setattr(convolution, "seconds_per_call", lambda *_: np.array([0.001, 0.002, 0.003]))
-    scaled = convolution.Bench(case, Effort(1, 1e-4, 0.0), 4 * case.batch, gpu=False).row("jnp_fft")
+    rows = 4 * case.batch * case.features
+    scaled = convolution.Bench(case, Effort(1, 1e-4, 0.0), rows, gpu=False).row("jnp_fft")
     assert (scaled.batch, scaled.scaled_rows) == (case.batch, 4 * case.batch * case.features)
     assert scaled.ms == pytest.approx(8.0)
     assert scaled.bytes_per_second == pytest.approx(floors.compulsory_bytes(case) / 0.002)

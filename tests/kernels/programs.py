@@ -11,8 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.fft_conv import blocked_sm90, kernel_sm90, spectrum_sm90
-from pallas_kernels.fft_conv.config import N1, TILE, Config, Kernel
+from pallas_kernels.fft_conv import (
+    blocked_sm90,
+    inner_sm90,
+    kernel_sm90,
+    outer_radix_sm90,
+    outer_sm90,
+    spectrum_sm90,
+    streamed_sm90,
+)
+from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config, Kernel
+from pallas_kernels.fft_conv.outer_plan import RADICES, OuterPlan
 from pallas_kernels.fft_conv.tables import dft_tables
 from pallas_kernels.fft_conv.tuned import configuration
 
@@ -121,6 +130,65 @@ def _blocked_backward(program: Program):
     return blocked_sm90.backward(shapes), (u, u, u, u, *[spectra] * shapes.dx_fits, *tables)
 
 
+def _streamed_forward(program: Program):
+    shapes = _blocked_shapes(program)
+    u, tables = _blocked_operands(shapes)
+    pieces = jax.ShapeDtypeStruct((*shapes.spectra, 8, N1, 16), shapes.dtype)
+    return streamed_sm90.forward(shapes), (u, u, u, pieces, *tables)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Of a kernel for long sequences: rows of 4096 steps, and whether it joins instead of splitting them."""
+
+    plan: OuterPlan
+    join: bool = False
+
+    def __str__(self) -> str:
+        plan = self.plan
+        return f"{plan.rows} rows" if plan.radix == 1 else f"{plan.radix} x {plan.height} rows"
+
+
+def _inner_operands(program: Program, warpgroups: int):
+    dtype, rows = jnp.dtype(program.dtype), program.config.plan.rows
+    shapes = inner_sm90.Shapes(16 - program.options, 1, FEATURES, rows, dtype, warpgroups=warpgroups)
+    spectrum = jax.ShapeDtypeStruct((FEATURES, 1, rows, 2, N1, TILE), dtype)
+    tables = [(rows, 3, N1, N1), (1, TILE, 3 * TILE), (rows, 2, N1, TILE)]
+    tables = [jax.ShapeDtypeStruct(shape, dtype) for shape in tables]
+    return shapes, (spectrum, *tables, jax.ShapeDtypeStruct((1,), jnp.int32))
+
+
+def _inner_forward(program: Program):
+    shapes, operands = _inner_operands(program, 4)
+    return inner_sm90.forward(shapes), (shapes.result, *operands)
+
+
+def _inner_backward(program: Program):
+    shapes, operands = _inner_operands(program, 2)
+    return inner_sm90.backward(shapes), (shapes.result, shapes.result, *operands)
+
+
+def _outer_stage(program: Program):
+    plan, join, on = program.config.plan, program.config.join, program.options
+    ins, outs = (2 * plan.rows, plan.rows) if join else (plan.rows, 2 * plan.rows)
+    dtype = jnp.dtype(program.dtype)
+    shapes = outer_sm90.Shapes(16, 1, FEATURES, ins, outs, dtype, gates=int(on), gate_in=on and not join)
+    source = dataclasses.replace(shapes, rows_out=ins).result
+    gate = dataclasses.replace(shapes, rows_out=plan.rows).result
+    matrix = jax.ShapeDtypeStruct((shapes.tiles_out, N1, N1 * shapes.tiles_in), dtype)
+    return outer_sm90.stage(shapes), (source, gate, matrix)
+
+
+def _outer_radix(program: Program):
+    plan, join, dtype = program.config.plan, program.config.join, jnp.dtype(program.dtype)
+    shapes = outer_radix_sm90.Shapes(64, plan.rows - 8 * program.options, plan, dtype)
+    source = jax.ShapeDtypeStruct((64, 2 * plan.rows if join else shapes.rows, BLOCK), dtype)
+    tables = [(plan.radix, 2, N1), (plan.radix, 2, plan.radix)]
+    tables = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in tables]
+    kernel = outer_radix_sm90.join if join else outer_radix_sm90.split
+    return kernel(shapes), (source, jax.ShapeDtypeStruct((3, N1, N1), dtype), *tables)
+
+
 def _spectrum(program: Program):
     config, options = program.config, program.options
     length = config.points - 8 * config.n2 * (not options)  # taps on both sides are never fewer
@@ -143,6 +211,34 @@ _KERNELS = {
 
 # Causal, its adjoint, both sides; with four blocks those take two launches.
 _LAGS = {2: ((0, 1), (-1, 0), (-1, 1)), 3: ((0, 2), (-2, 0), (-2, 2)), 4: ((0, 3), (-3, 0), (1, 3))}
+
+_DIRECT = OuterPlan(1, 16), OuterPlan(1, 64), OuterPlan(1, 128)
+_BY_TWO_FACTORS = tuple(OuterPlan(radix, N1) for radix in RADICES)
+
+# Of long sequences: name, builder, configuration, function.
+_LONG: tuple[tuple[str, Any, Any, str], ...] = (
+    *(
+        ("forward", _streamed_forward, Blocks(count, (0, count - 1)), "fft_conv_streamed_forward")
+        for count in (5, 6, 7, 8)
+    ),
+    ("inner forward", _inner_forward, Rows(OuterPlan(1, 16)), "fft_conv_inner_forward"),
+    ("inner backward", _inner_backward, Rows(OuterPlan(1, 16)), "fft_conv_inner_backward"),
+    *(
+        ("join" if join else "split", _outer_stage, Rows(plan, join), "fft_conv_outer_stage")
+        for plan in _DIRECT
+        for join in (False, True)
+    ),
+    *(
+        (
+            "join" if join else "split",
+            _outer_radix,
+            Rows(plan, join),
+            f"fft_conv_outer_radix_{'join' if join else 'split'}",
+        )
+        for plan in _BY_TWO_FACTORS
+        for join in (False, True)
+    ),
+)
 
 PROGRAMS = (
     *(
@@ -182,6 +278,12 @@ PROGRAMS = (
             (4, (0, 3), True),
             (4, (-3, 3), False),
         )
+        for dtype in DTYPES
+        for options in (False, True)
+    ),
+    *(
+        Program(name, builder, config, dtype, options, function)
+        for name, builder, config, function in _LONG
         for dtype in DTYPES
         for options in (False, True)
     ),

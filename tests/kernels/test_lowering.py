@@ -137,8 +137,8 @@ def test_export():
         (255, "bfloat16", False),
         (256, "bfloat16", True),
         (4096, "float16", True),
-        (16384, "bfloat16", True),
-        (16385, "bfloat16", False),
+        (65536, "bfloat16", True),
+        (2**22 + 1, "bfloat16", False),
         (1024, "float32", False),
     ],
 )
@@ -161,7 +161,7 @@ def test_on_a_cpu_the_kernel_says_what_else_there_is(call):
 
 REFUSED = {
     "float64": (arrays(dtype="float64"), {}, "takes bfloat16, float16 and float32; got float64"),
-    "length": (arrays(16385), {}, "at most 16384 steps; got 16385"),
+    "length": (arrays(2**22 + 1), {}, "at most 4194304 steps; got 4194305"),
     "precision": (arrays(dtype="float32"), {"precision": "highest"}, "got precision HIGHEST for a float32 u"),
     "size": (arrays(2048, batch=(2**17,), features=8), {}, r"fewer than 2\*\*31 numbers"),
 }

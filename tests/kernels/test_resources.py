@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What ought to be empty. With four warpgroups a thread has 128 registers, with three 168. Configurations that spill or
 # serialise their products are here because they were measured to be faster than any that does not: by 11 % for gated
 # sequences of 1024 and 2048 steps, by 14 % for the backward kernel of 2048, by 1 to 5 % for the others. The kernels by
-# blocks have one configuration.
+# blocks and of three passes have one configuration.
 SPILLS = {  # program -> bytes of the stack, bytes spilled to it and read back
     "forward, gated, n2 = 16, bfloat16, options on": (32, 76),
     "forward, gated, n2 = 16, float16, options off": (24, 84),
@@ -60,6 +60,28 @@ SPILLS = {  # program -> bytes of the stack, bytes spilled to it and read back
     "backward, 4 blocks, lags 0 to 3, bfloat16, options on": (64, 204),
     "backward, 4 blocks, lags 0 to 3, float16, options off": (48, 100),
     "backward, 4 blocks, lags 0 to 3, float16, options on": (72, 180),
+    "forward, 5 blocks, lags 0 to 4, bfloat16, options off": (32, 136),
+    "forward, 5 blocks, lags 0 to 4, bfloat16, options on": (16, 44),
+    "forward, 5 blocks, lags 0 to 4, float16, options off": (8, 24),
+    "forward, 5 blocks, lags 0 to 4, float16, options on": (16, 28),
+    "forward, 6 blocks, lags 0 to 5, bfloat16, options off": (32, 104),
+    "forward, 6 blocks, lags 0 to 5, bfloat16, options on": (16, 52),
+    "forward, 6 blocks, lags 0 to 5, float16, options off": (8, 24),
+    "forward, 6 blocks, lags 0 to 5, float16, options on": (16, 28),
+    "forward, 7 blocks, lags 0 to 6, bfloat16, options off": (32, 184),
+    "forward, 7 blocks, lags 0 to 6, bfloat16, options on": (16, 76),
+    "forward, 7 blocks, lags 0 to 6, float16, options off": (8, 24),
+    "forward, 7 blocks, lags 0 to 6, float16, options on": (16, 28),
+    "forward, 8 blocks, lags 0 to 7, bfloat16, options off": (32, 248),
+    "forward, 8 blocks, lags 0 to 7, bfloat16, options on": (16, 84),
+    "forward, 8 blocks, lags 0 to 7, float16, options off": (8, 24),
+    "forward, 8 blocks, lags 0 to 7, float16, options on": (16, 28),
+    "inner backward, 16 rows, bfloat16, options off": (8, 8),
+    "inner backward, 16 rows, bfloat16, options on": (8, 8),
+    "join, 16 x 64 rows, bfloat16, options off": (16, 48),
+    "join, 16 x 64 rows, bfloat16, options on": (16, 48),
+    "join, 16 x 64 rows, float16, options off": (16, 48),
+    "join, 16 x 64 rows, float16, options on": (16, 48),
 }
 SERIALIZED = {  # programs whose products wait for each other, as registers are short
     "forward, n2 = 32, float16, options off",

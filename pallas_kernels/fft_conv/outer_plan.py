@@ -1,0 +1,197 @@
+"""How a long sequence is cut for three passes over memory, and the tables of each pass.
+
+n = m * 4096 points are the steps t = 4096 n1 + n2 of m rows of 4096. Their right-angle transform (`tables`) is then
+
+    Z[k1, n2] = sum over n1 of exp(-2 pi i (k1 + 1/4) n1 / m) u[n1, n2]                                  (split)
+    U[k1, k2] = sum over n2 of exp(-2 pi i (k2 + s) n2 / 4096) Z[k1, n2],   s = (k1 + 1/4) / m           (inner)
+
+at the frequency k1 + m k2: m transforms of 4096 complex points, each shifted by its own s, with no twiddle between
+the two, since the shift holds it. So the convolution is the product `split`, one short convolution of each row of Z
+with its share of the taps' spectrum, and the adjoint of `split`, `join`, whose real part is the result. What the shift
+changes are two of the inner tables, F1 and T, which are therefore those of the row:
+
+    F1[p, a] = exp(-2 pi i (p + s) a / 64),      T[p, b] = exp(-2 pi i (p + s) b / 4096)
+
+More than 128 rows are cut once more, m = r h with n1 = h a + b and k1 = ka + r kb, so that one pass still does it all:
+
+    Z[ka + r kb] = sum over b of F[kb, b] f[ka, b] (sum over a of exp(-2 pi i (ka + 1/4) a / r) u[h a + b])
+    F[kb, b] = exp(-2 pi i kb b / h),       f[ka, b] = exp(-2 pi i (ka + 1/4) b / m)
+
+Rows of Z, and all that belongs to them, are kept in the order of h ka + kb. Blocks are scaled by powers of two as in
+`tables`, and the taps' spectrum makes up the rest of 1/n.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
+from pallas_kernels.fft_conv.tables import block_scale
+
+DIRECT_ROWS = 128
+"""The most rows of a split by one product: its matrix of twice as many rows is 64 KB."""
+
+RADICES = (4, 8, 16)
+"""r where there are more: four warpgroups share the sums over a."""
+
+LONGEST = RADICES[-1] * N1 * BLOCK
+"""The longest sequence that three passes convolve, 4,194,304 steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OuterPlan:
+    """m = radix * height rows of 4096 points; radix is 1 where one product splits them."""
+
+    radix: int
+    height: int
+
+    @property
+    def rows(self) -> int:
+        """How many, m."""
+        return self.radix * self.height
+
+    @property
+    def points(self) -> int:
+        """The longest sequence that fits, n steps."""
+        return self.rows * BLOCK
+
+    @property
+    def scale(self) -> float:
+        """What a split multiplies by, and a join again: a power of two near 1 / sqrt(m)."""
+        return self.radix_scale * _scale(self.height)
+
+    @property
+    def radix_scale(self) -> float:
+        """The share of that of the sums over a."""
+        return _scale(self.radix)
+
+
+def _scale(size: int) -> float:
+    return 2.0 ** -round(np.log2(size) / 2)
+
+
+def outer_plan(rows: int) -> OuterPlan:
+    """The plan of the fewest points for a sequence of so many rows of 4096 steps.
+
+    Raises:
+      NotImplementedError: for more than 1024 rows.
+
+    Example:
+      >>> outer_plan(16), outer_plan(200), outer_plan(1024)
+      (OuterPlan(radix=1, height=16), OuterPlan(radix=4, height=64), OuterPlan(radix=16, height=64))
+    """
+    if rows <= DIRECT_ROWS:
+        return OuterPlan(1, 4 * -(-rows // 4))  # twice as many rows of Z are a multiple of the 8 of a tile
+    for radix in RADICES:
+        height = 16 * -(-rows // (16 * radix))  # a multiple of the depth of a tensor-core product
+        if height <= N1:
+            return OuterPlan(radix, height)
+    raise NotImplementedError(f"three passes take at most {LONGEST} steps; got {rows} rows of {BLOCK}.")
+
+
+def _order(plan: OuterPlan) -> jax.Array:
+    """k1 of each row of Z, in the order in which they are kept."""
+    return (jnp.arange(plan.radix)[:, None] + plan.radix * jnp.arange(plan.height)).ravel()
+
+
+def _roots(turns: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Real and imaginary part of exp(-2 pi i turns)."""
+    angle = -2 * np.pi * (turns % 1)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def split_matrix(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
+    """Both parts of exp(-2 pi i (k1 + 1/4) n1 / m), scaled, `(m, m)` in float32, for a radix of 1."""
+    m, n1 = plan.rows, jnp.arange(plan.rows)
+    re, im = _roots(jnp.outer(n1, n1) % m / m + n1 / (4 * m))
+    return plan.scale * re, plan.scale * im
+
+
+def padded(matrix: jax.Array, rows: int, columns: int) -> jax.Array:
+    """With zeros to that shape."""
+    return jnp.pad(matrix, [(0, rows - matrix.shape[0]), (0, columns - matrix.shape[1])])
+
+
+def radix_tables(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
+    """F, scaled, as re | im | -im `(3, 64, 64)`, with zeros beyond h, and f `(r, 2, 64)`, in float32."""
+    h, b = plan.height, jnp.arange(N1)
+    re, im = (_scale(h) * part for part in _roots(jnp.outer(b, b) % h / h))
+    inside = (b < h)[:, None] & (b < h)
+    f = jnp.stack(_roots((jnp.arange(plan.radix)[:, None] + 0.25) * b / plan.rows), 1)
+    return jnp.where(inside, jnp.stack([re, im, -im]), 0.0), f
+
+
+def radix_roots(plan: OuterPlan) -> jax.Array:
+    """exp(-2 pi i (ka + 1/4) a / r), scaled, as `(ka, re | im, a)` in float32."""
+    ka, a = jnp.arange(plan.radix)[:, None] + 0.25, jnp.arange(plan.radix)
+    return plan.radix_scale * jnp.stack(_roots(ka * a / plan.radix), 1)
+
+
+def inner_tables(plan: OuterPlan, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """F1 of each row as re | im | -im, `(m, 3, 64, 64)`, F2 as -im | re | im side by side, and T `(m, 2, 64, 64)`.
+
+    The middle and one side of F2, `(64, 192)`, are what the real and the imaginary part of a row multiply.
+    """
+    shift = ((_order(plan) + 0.25) / plan.rows)[:, None, None]
+    p, a = jnp.arange(N1)[:, None], jnp.arange(N1)
+    scale = block_scale(Config(TILE)) ** 0.5
+    f1_re, f1_im = (scale * part for part in _roots(p * a % N1 / N1 + shift * a / N1))
+    f2_re, f2_im = (scale * part for part in _roots(p * a % N1 / N1))
+    t = _roots(p * a / BLOCK + shift * a / BLOCK)
+    f1 = jnp.stack([f1_re, f1_im, -f1_im], 1)
+    return f1.astype(dtype), jnp.concatenate([-f2_im, f2_re, f2_im], 1).astype(dtype), jnp.stack(t, 1).astype(dtype)
+
+
+def outer_spectra(taps: jax.Array, plan: OuterPlan, *, before: bool) -> jax.Array:
+    """The taps' spectrum in the order of the rows of Z, `(..., m, re | im, 64, 64)` in float32.
+
+    It is computed by rows, as the sequence's; one FFT of all n points would leave them in another order.
+
+    Args:
+      taps: `(..., blocks, 4096)` in float32, blocks of lags from 0, or as many from before it as from then on.
+      plan: whose order and scale the spectrum takes.
+      before: whether the first half of the blocks lies before lag 0. A step earlier than the first is n later with a
+        factor i, as in `tables.tap_spectra`.
+    """
+    if before:
+        ahead, taps = jnp.split(taps, 2, -2)
+        missing = plan.rows - taps.shape[-2]
+        rows = [(0, 0)] * (taps.ndim - 2)
+        taps = jax.lax.complex(
+            jnp.pad(taps, [*rows, (0, missing), (0, 0)]), jnp.pad(ahead, [*rows, (missing, 0), (0, 0)])
+        )
+    k1, n2 = _order(plan)[:, None], jnp.arange(BLOCK)
+    z = _split(taps, plan) * jax.lax.complex(*_roots((k1 + 0.25) / plan.rows * n2 / BLOCK))
+    spectrum = jnp.fft.fft(z).reshape(*z.shape[:-1], TILE, N1).swapaxes(-1, -2)  # q, p to p, q
+    spectrum = spectrum / (plan.points * (plan.scale * block_scale(Config(TILE))) ** 2)
+    return jnp.stack([spectrum.real, spectrum.imag], -3)
+
+
+def _split(x: jax.Array, plan: OuterPlan) -> jax.Array:
+    """Z of `(..., rows, 4096)`, in float32 and not scaled, by the plan's two factors."""
+    radix, height = plan.radix, plan.height
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, plan.rows - x.shape[-2]), (0, 0)])
+    ka, b = jnp.arange(radix)[:, None], jnp.arange(height)
+    if radix > 1:
+        sums = jax.lax.complex(*_roots((ka + 0.25) * jnp.arange(radix) / radix))
+        x = _product(sums, x.reshape(*x.shape[:-2], radix, -1)).reshape(*x.shape[:-2], radix, height, BLOCK)
+    else:
+        x = x[..., None, :, :]
+    f = jnp.stack(_roots((ka + 0.25) * b / plan.rows))
+    f, kb = jax.lax.complex(f[0], f[1]), b[:, None]
+    z = _product(f[:, None] * jax.lax.complex(*_roots(kb * b % height / height)), x)
+    return z.reshape(*z.shape[:-3], plan.rows, BLOCK)
+
+
+def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
+    """The complex matrix product in float32, x real or complex."""
+
+    def real(a, b):
+        return jnp.matmul(a, b, precision="highest")
+
+    if not jnp.iscomplexobj(x):
+        return jax.lax.complex(real(matrix.real, x), real(matrix.imag, x))
+    re, im = x.real, x.imag
+    return jax.lax.complex(real(matrix.real, re) - real(matrix.imag, im), real(matrix.real, im) + real(matrix.imag, re))

@@ -1,0 +1,307 @@
+"""Kernels for Hopper: the outer stages of sequences of more than 128 rows of 4096 steps, by two factors in one pass.
+
+With m = r h rows a product by the whole matrix would take 4 m / 3 FLOP a byte, more than there is time for. Instead
+the sums over r rows are done in registers and a product by h x h follows, or precedes them on the way back
+(`outer_plan`). The four warpgroups of a block share a panel of some columns of all rows: a warpgroup takes every fourth
+ka of the split; of the join every fourth ka first and, once all have met, every fourth a.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.fft_conv.config import BLOCK, N1
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, sums_of_products
+from pallas_kernels.fft_conv.outer_plan import OuterPlan
+
+_GROUPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """What a stage is compiled for.
+
+    Attributes:
+      sequences: B C D, how many there are.
+      rows: of the real sequence, at most those of the plan.
+      plan: r and h.
+      dtype: of the sequences and of F: bfloat16 or float16.
+      blocks: in the persistent grid.
+    """
+
+    sequences: int
+    rows: int
+    plan: OuterPlan
+    dtype: Any
+    blocks: int = 132
+
+    def columns(self, join: bool) -> int:
+        """Of a panel, as many as shared memory has room for."""
+        return 32 if join and self.plan.radix > 4 else 64
+
+    def slots(self, join: bool) -> int:
+        """Panels on their way or in work."""
+        return 1 if self.plan.radix == 16 else 2
+
+    def panels(self, join: bool) -> int:
+        """Of all sequences."""
+        return self.sequences * (BLOCK // self.columns(join))
+
+
+def _row_vector(ref):
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1))
+
+
+def _along_rows(vector, columns: int):
+    return lax.broadcast_in_dim(vector, (N1, columns), (0,))
+
+
+def _zeros(count: int, columns: int):
+    nothing = plgpu.layout_cast(jnp.zeros((N1, columns), F32), plgpu.Layout.WGMMA)
+    return (nothing,) * count
+
+
+@dataclasses.dataclass(frozen=True)
+class _Panels:
+    """Which panel a block works on at each step."""
+
+    shapes: Shapes
+    join: bool
+
+    @property
+    def grid(self):
+        return min(self.shapes.blocks, self.shapes.panels(self.join))
+
+    @property
+    def steps(self):
+        return pl.cdiv(self.shapes.panels(self.join), self.grid)
+
+    def at(self, step):
+        """(sequence, columns, whether there are any). Neighbours in memory come at once."""
+        columns = self.shapes.columns(self.join)
+        number = step * self.grid + lax.axis_index("block")
+        panel = lax.rem(number, BLOCK // columns)
+        inside = (step < self.steps) & (number < self.shapes.panels(self.join))
+        return number // (BLOCK // columns), pl.ds(pl.multiple_of(panel * columns, columns), columns), inside
+
+
+def _load_tables(group, f, factors, scratch, barrier):
+    @pl.when(group == 0)
+    def _():
+        for plane in range(3):
+            plgpu.copy_gmem_to_smem(f.at[plane], scratch["f"].at[plane], barrier)
+        plgpu.copy_gmem_to_smem(factors, scratch["factors"], barrier)
+
+    plgpu.barrier_wait(barrier)
+
+
+def _launch(body, panels: _Panels, scratch, rows: int):
+    shapes = panels.shapes
+    return plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct((shapes.sequences, rows, BLOCK), shapes.dtype),
+        scratch_types={"scratch": scratch},
+        grid=(panels.grid,),
+        grid_names=("block",),
+        num_threads=_GROUPS,
+        thread_name="warpgroup",
+        # Only what a commit or a barrier orders is shared between threads.
+        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+    )
+
+
+def split(shapes: Shapes):
+    """The kernel (u, F, f, roots) -> Z, `(sequences, re | im m, 4096)`.
+
+    u is `(sequences, rows, 4096)`; F, f and the roots are `outer_plan.radix_tables` and `radix_roots`.
+    """
+    plan, dtype = shapes.plan, shapes.dtype
+    radix, height, slots = plan.radix, plan.height, shapes.slots(False)
+    panels = _Panels(shapes, join=False)
+    columns = shapes.columns(False)
+
+    def fft_conv_outer_radix_split(u, f, factors, roots, out, scratch):
+        group = lax.axis_index("warpgroup")
+        barriers = scratch["barriers"]
+
+        def fetch(step):
+            sequence, where, work = panels.at(step)
+            slot = lax.rem(step, slots)
+
+            @pl.when(work & (group == 0))
+            def _():
+                for a in range(radix):  # 64 rows: F is zero beyond h of them
+                    rows = pl.ds(pl.multiple_of(a * height + 0 * step, 16), N1)
+                    target = scratch["panel"].at[slot, a]
+                    plgpu.copy_gmem_to_smem(u.at[sequence, rows, where], target, barriers["panel"].at[slot])
+
+        for ahead in range(slots):
+            fetch(jnp.int32(ahead))
+        _load_tables(group, f, factors, scratch, barriers["tables"])
+
+        @pl.loop(0, panels.steps)
+        def _(step):
+            sequence, where, work = panels.at(step)
+            slot = lax.rem(step, slots)
+
+            @pl.when(work)
+            def _():
+                plgpu.barrier_wait(barriers["panel"].at[slot])
+
+                @pl.loop(0, radix // _GROUPS)
+                def _(turn):
+                    ka = turn * _GROUPS + group
+                    re, im = (_row_vector(scratch["factors"].at[ka, part]) for part in (0, 1))
+
+                    def add(a, sums):
+                        c, d = roots[ka, 0, a], roots[ka, 1, a]
+
+                        def more(x, re, im):
+                            x = x.astype(F32)
+                            return re + c * x, im + d * x
+
+                        return by_columns(more, scratch["panel"].at[slot, a], *sums)
+
+                    def turned(c, d):
+                        """Times f."""
+                        a, b = (_along_rows(part, c.shape[1]) for part in (re, im))
+                        return (a * c - b * d).astype(dtype), (a * d + b * c).astype(dtype)
+
+                    # A loop, lest the compiler load every tile before it adds the first.
+                    v = by_columns(turned, *lax.fori_loop(0, radix, add, _zeros(2, columns)))
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
+                    place = [scratch["v"].at[group, part] for part in (0, 1)]
+                    for part, value in zip(place, v, strict=True):
+                        part[...] = value
+                    plgpu.commit_smem()
+                    f_re, f_im, minus_im = (scratch["f"].at[plane] for plane in range(3))
+                    z = sums_of_products([(f_re, place[0]), (minus_im, place[1])], [(f_re, place[1]), (f_im, place[0])])
+                    plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
+                    for part, value in enumerate(z):
+                        place[part][...] = value.astype(dtype)
+                    plgpu.commit_smem()
+                    for part in (0, 1):
+                        rows = pl.ds(pl.multiple_of(part * plan.rows + ka * height, 16), height)
+                        plgpu.copy_smem_to_gmem(place[part].at[pl.ds(0, height)], out.at[sequence, rows, where])
+
+                plgpu.barrier_arrive(barriers["done"])  # all have read the panel
+                plgpu.barrier_wait(barriers["done"])
+                fetch(step + slots)
+
+        plgpu.wait_smem_to_gmem(0)
+
+    scratch = {
+        "f": matrices((3, N1, N1), dtype),
+        "factors": plgpu.SMEM((radix, 2, N1), F32),
+        "panel": matrices((slots, radix, N1, columns), dtype, columns=CHUNK),
+        "v": matrices((_GROUPS, 2, N1, columns), dtype),
+        "barriers": {
+            "tables": plgpu.Barrier(num_arrivals=4),
+            "panel": plgpu.Barrier(num_arrivals=radix, num_barriers=slots),
+            "done": plgpu.Barrier(num_arrivals=_GROUPS),
+        },
+    }
+    return _launch(fft_conv_outer_radix_split, panels, scratch, 2 * plan.rows)
+
+
+def join(shapes: Shapes):
+    """The kernel (w, F, f, roots) -> y, `(sequences, rows, 4096)`; w is like the result of `split`, the tables its."""
+    plan, dtype = shapes.plan, shapes.dtype
+    radix, height, slots = plan.radix, plan.height, shapes.slots(True)
+    panels = _Panels(shapes, join=True)
+    columns = shapes.columns(True)
+
+    def fft_conv_outer_radix_join(w, f, factors, roots, out, scratch):
+        group = lax.axis_index("warpgroup")
+        barriers = scratch["barriers"]
+
+        def fetch(step):
+            sequence, where, work = panels.at(step)
+            slot = lax.rem(step, slots)
+
+            @pl.when(work & (group == 0))
+            def _():
+                for part in (0, 1):
+                    for ka in range(radix):  # 64 rows: F is zero beyond h of them
+                        rows = pl.ds(pl.multiple_of(part * plan.rows + ka * height + 0 * step, 16), N1)
+                        target = scratch["panel"].at[slot, ka, part]
+                        plgpu.copy_gmem_to_smem(w.at[sequence, rows, where], target, barriers["panel"].at[slot])
+
+        def meet():
+            plgpu.barrier_arrive(barriers["done"])
+            plgpu.barrier_wait(barriers["done"])
+
+        for ahead in range(slots):
+            fetch(jnp.int32(ahead))
+        _load_tables(group, f, factors, scratch, barriers["tables"])
+
+        @pl.loop(0, panels.steps)
+        def _(step):
+            sequence, where, work = panels.at(step)
+            slot = lax.rem(step, slots)
+
+            @pl.when(work)
+            def _():
+                plgpu.barrier_wait(barriers["panel"].at[slot])
+
+                @pl.loop(0, radix // _GROUPS)
+                def _(turn):
+                    ka = turn * _GROUPS + group
+                    place = [scratch["panel"].at[slot, ka, part] for part in (0, 1)]
+                    f_re, f_im, minus_im = (scratch["f"].at[plane].T for plane in range(3))
+                    g = sums_of_products([(f_re, place[0]), (f_im, place[1])], [(f_re, place[1]), (minus_im, place[0])])
+                    plgpu.commit_smem()  # the whole warpgroup has read what the product replaces
+                    re, im = (_row_vector(scratch["factors"].at[ka, part]) for part in (0, 1))
+
+                    def turned(c, d):
+                        """Times conj(f)."""
+                        a, b = (_along_rows(part, c.shape[1]) for part in (re, im))
+                        return (a * c + b * d).astype(dtype), (a * d - b * c).astype(dtype)
+
+                    for part, value in zip(place, by_columns(turned, *g), strict=True):
+                        part[...] = value
+
+                meet()
+
+                outputs = radix // _GROUPS  # of a warpgroup, all at once: each panel is read once
+
+                def add(ka, ys):
+                    def more(re, im, *ys):
+                        """The real part of conj(root) e."""
+                        re, im = re.astype(F32), im.astype(F32)
+                        places = [turn * _GROUPS + group for turn in range(outputs)]
+                        return tuple(
+                            y + roots[ka, 0, a] * re + roots[ka, 1, a] * im for y, a in zip(ys, places, strict=True)
+                        )
+
+                    return by_columns(more, *(scratch["panel"].at[slot, ka, part] for part in (0, 1)), *ys)
+
+                for turn, y in enumerate(lax.fori_loop(0, radix, add, _zeros(outputs, columns))):
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
+                    scratch["y"].at[group][...] = y.astype(dtype)
+                    plgpu.commit_smem()
+                    rows = pl.ds(pl.multiple_of((turn * _GROUPS + group) * height, 16), height)
+                    plgpu.copy_smem_to_gmem(scratch["y"].at[group, pl.ds(0, height)], out.at[sequence, rows, where])
+
+                meet()
+                fetch(step + slots)
+
+        plgpu.wait_smem_to_gmem(0)
+
+    scratch = {
+        "f": matrices((3, N1, N1), dtype, columns=CHUNK),
+        "factors": plgpu.SMEM((radix, 2, N1), F32),
+        "panel": matrices((slots, radix, 2, N1, columns), dtype, columns=CHUNK),
+        "y": matrices((_GROUPS, N1, columns), dtype),
+        "barriers": {
+            "tables": plgpu.Barrier(num_arrivals=4),
+            "panel": plgpu.Barrier(num_arrivals=2 * radix, num_barriers=slots),
+            "done": plgpu.Barrier(num_arrivals=_GROUPS),
+        },
+    }
+    return _launch(fft_conv_outer_radix_join, panels, scratch, shapes.rows)

@@ -1,0 +1,282 @@
+"""The kernel for Hopper and causal sequences of five to eight blocks of 4096 steps: spectra of the taps come from L2.
+
+It is the scheme of `blocked_sm90`, Y_m = sum_j K_(m-j) X_j, for more spectra than leave room for those of the taps.
+Each of four warpgroups transforms two blocks, one after the other, and does the products of 16 columns for all of them.
+The taps' spectra pass it by in pieces of 8 columns, 2 KB each, four at a time, where a gate passes otherwise. Blocks 4
+to 7 of the result come first, which need all of X, and then the others, which need only themselves: every spectrum is
+still read once for four results, and the lags below 4 twice.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.fft_conv.blocked_sm90 import Shapes, _FreshZeros, _Schedule
+from pallas_kernels.fft_conv.config import N1, TILE
+from pallas_kernels.fft_conv.kernel_sm90 import _float, _gated, _times
+from pallas_kernels.fft_conv.mosaic import CHUNK, complex_planes, load, matrices, sums_of_products
+
+GROUPS = 4
+MAX_BLOCKS = 2 * GROUPS
+"""As many spectra, 128 KB, fit beside the tables."""
+
+_PIECE = 8
+"""Columns of the taps' spectra that pass at a time."""
+
+_RING = 4
+"""Pieces on their way."""
+
+
+def pieces(spectra: jax.Array) -> jax.Array:
+    """Spectra of taps `(..., 2, 64, 64)` as this kernel takes them, `(..., 8, 64, re | im 8)`."""
+    cut = spectra.reshape(*spectra.shape[:-1], TILE // _PIECE, _PIECE)  # ..., plane, row, piece, column
+    cut = jnp.moveaxis(cut, (-4, -3, -2), (-2, -3, -4))
+    return cut.reshape(*cut.shape[:-2], 2 * _PIECE)
+
+
+def forward(shapes: Shapes):
+    """The kernel (u, pre gate, post gate, pieces of the spectra, f1, f2, twiddle, [31]) -> y.
+
+    u is `(B, 1 or C, D, length, 64)`, the pieces `(D, C, lags, 8, 64, 16)`, y `(B, C, D, length, 64)`. An absent gate
+    is not read. Lags are those of a causal convolution.
+    """
+    assert shapes.lags == (0, shapes.count - 1)
+    assert GROUPS < shapes.count <= MAX_BLOCKS
+    schedule = _Schedule(shapes)
+    dtype, count = shapes.dtype, shapes.count
+    results = range(GROUPS, count), range(GROUPS)
+    # (results, half of the columns, lag) of each piece in the order in which they pass
+    order = [(ms, half, lag) for ms in results for half in (0, 1) for lag in range(ms[-1] + 1)]
+
+    def fft_conv_streamed_forward(u, pre_gate, post_gate, spectrum, f1, f2, twiddle, shift, out, scratch):
+        shift_by = shift[0]
+        group = lax.axis_index("warpgroup")
+        barriers = scratch["barriers"]
+        ring = scratch["ring"]
+
+        def slot(second, zero):
+            """The place of this warpgroup's first or second block."""
+            return scratch["slots"].at[second * GROUPS + group + zero]
+
+        def exists(second):
+            return second * GROUPS + group < count
+
+        def block_rows(second, zero):
+            """Of u and y. TMA reads zeros beyond the sequence, and writes nothing there."""
+            return pl.ds(pl.multiple_of((second * GROUPS + group + zero) * N1, N1), N1)
+
+        def fetch_u(step, second, zero):
+            """Starts the copy of one of this warpgroup's blocks to the place of its spectrum."""
+            item, row, work = schedule.at(step + zero, 0)
+            channel, feature = schedule.place(item)
+
+            @pl.when(work & exists(second))
+            def _():
+                source = u.at[row, channel if shapes.sequences > 1 else 0, feature, block_rows(second, zero)]
+                barrier = barriers["u"].at[second * GROUPS + group + zero]
+                plgpu.copy_gmem_to_smem(source, slot(second, zero).at[0], barrier)
+
+        def fetch_gate(step, second, gate, sequences, zero):
+            """Starts the copy of that block of a gate, 16 columns to each place of the ring; `sequences` is 1 or C."""
+            if not sequences:
+                return
+            item, row, work = schedule.at(step + zero, 0)
+            channel, feature = schedule.place(item)
+
+            @pl.when(work & exists(second))
+            def _():
+                for piece in range(_RING):
+                    source = gate.at[row, channel if sequences > 1 else 0, feature, block_rows(second, zero)]
+                    place = group * _RING + piece + zero
+                    columns = pl.ds(piece * CHUNK, CHUNK)
+                    plgpu.copy_gmem_to_smem(source.at[:, columns], ring.at[place], barriers["ring"].at[place])
+
+        def gate_in_ring(zero):
+            """Waits for it."""
+            places = [group * _RING + piece + zero for piece in range(_RING)]
+            for place in places:
+                plgpu.barrier_wait(barriers["ring"].at[place])
+            return lax.concatenate([load(ring.at[place]) for place in places], 1)
+
+        def fetch_piece(step, number, zero):
+            _, half, lag = order[number]
+            item, *_ = schedule.at(step + zero, 0)
+            channel, feature = schedule.place(item)
+            place = group * _RING + number % _RING + zero
+            source = spectrum.at[feature, channel, lag, group * (CHUNK // _PIECE) + half]
+            plgpu.copy_gmem_to_smem(source, ring.at[place], barriers["ring"].at[place])
+
+        fetch_gate(jnp.int32(0), 0, pre_gate, shapes.pre_gates, 0)
+        for second in (0, 1):
+            fetch_u(jnp.int32(0), second, 0)
+
+        @pl.when(group == 0)
+        def _():
+            for name, table in (("f1", f1), ("f2", f2), ("twiddle", twiddle)):
+                for plane in range(2):
+                    plgpu.copy_gmem_to_smem(table.at[plane], scratch[name].at[plane], barriers["tables"])
+
+        plgpu.barrier_wait(barriers["tables"])
+
+        def meet(zero):
+            plgpu.barrier_arrive(barriers["all"].at[zero])
+            plgpu.barrier_wait(barriers["all"].at[zero])
+
+        @pl.loop(0, schedule.steps)
+        def _(step):
+            *_, work = schedule.at(step, 0)
+            zeros = iter(range(1000))
+
+            def fresh(turn=0):
+                return lax.shift_right_logical(step + turn + next(zeros), shift_by)
+
+            def transform(second):
+                @pl.when(exists(second))
+                def _():
+                    zero = fresh(second)
+                    plgpu.barrier_wait(barriers["u"].at[second * GROUPS + group + zero])
+                    x = slot(second, zero).at[0]
+                    if shapes.pre_gates:
+                        x[...] = _gated(load(x), gate_in_ring(fresh(second)), dtype)
+                        plgpu.commit_smem()
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last results have left the slots
+                    a = sums_of_products(*([(f1, x)] for f1 in complex_planes(scratch["f1"], fresh(second))))
+                    b = _times(a, complex_planes(scratch["twiddle"], fresh(second)), dtype)
+                    plgpu.commit_smem()  # the whole warpgroup has read x, which its spectrum replaces
+
+                    next_gate = functools.partial(fetch_gate, step, 1, pre_gate, shapes.pre_gates, fresh(second))
+                    pl.when(second == 0)(next_gate)
+
+                    @pl.loop(0, 2)  # one plane after the other: both, B and the rest need more than 128 registers
+                    def _(plane):
+                        columns = pl.ds(pl.multiple_of(plane * TILE, TILE), TILE)
+                        top, bottom = complex_planes(scratch["f2"].at[:, :, columns], fresh(second))
+                        (part,) = sums_of_products([(b[0], top), (b[1], bottom)])
+                        slot(second, fresh(second)).at[plane][...] = part.astype(dtype)
+
+            def columns_of(j, plane):
+                """This warpgroup's columns of a spectrum."""
+                columns = pl.ds(pl.multiple_of((group + fresh()) * CHUNK, CHUNK), CHUNK)
+                return scratch["slots"].at[j, plane, :, columns]
+
+            def products():
+                """Each warpgroup its own columns of all blocks, in place."""
+                numbers = itertools.count()
+                for ms in results:
+                    # Branches, though they are always taken: the compiler would mix the products of different results
+                    # and spill what it keeps for them.
+                    pl.when(fresh() == 0)(functools.partial(products_of, ms, numbers))
+
+            def products_of(ms, numbers):
+                halves = []
+                for half in (0, 1):
+                    which = slice(half * _PIECE, (half + 1) * _PIECE)
+                    xs: dict[int, tuple] = {}
+                    ys: dict[int, tuple] = {}
+                    for lag in range(ms[-1] + 1):
+                        number = next(numbers)
+                        if number + _RING - 1 < len(order):
+                            plgpu.commit_smem()  # the whole warpgroup has read the piece before
+                            fetch_piece(step, number + _RING - 1, fresh())
+                        place = group * _RING + number % _RING + fresh()
+                        plgpu.barrier_wait(barriers["ring"].at[place])
+                        k = load(ring.at[place])
+                        c, d = _float(k[:, :_PIECE], k[:, _PIECE:])
+                        js = {m - lag: m for m in ms if m >= lag}
+                        xs = {j: xs[j] if j in xs else _spectrum(columns_of, j, which) for j in js}
+                        for j, m in js.items():
+                            a, b = xs[j]
+                            if m not in ys:  # conj(Y), in an order in which each line is two fused operations
+                                ys[m] = a * c - b * d, -(a * d) - b * c
+                            else:
+                                re, im = ys[m]
+                                ys[m] = re + a * c - b * d, im - a * d - b * c
+                    halves.append({m: tuple(part.astype(dtype) for part in y) for m, y in ys.items()})
+                for m in ms:
+                    for plane in (0, 1):
+                        columns_of(m, plane)[...] = lax.concatenate([half[m][plane] for half in halves], 1)
+
+            def transform_back(second):
+                @pl.when(exists(second))
+                def _():
+                    mine = slot(second, fresh(second))
+                    planes = load(mine.at[0]), load(mine.at[1])
+                    butterfly = _FreshZeros(scratch, functools.partial(fresh, second))
+                    (y,) = butterfly.inverse([planes], [slot(second, fresh(second))])
+                    zero = fresh(second)
+                    mine = slot(second, zero)
+                    if shapes.post_gates:
+                        y = _gated(y, gate_in_ring(fresh(second)), dtype)
+                    plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
+                    mine[1] = y.astype(dtype)
+                    plgpu.commit_smem()
+
+                    item, row, _ = schedule.at(step + zero, 0)
+                    channel, feature = schedule.place(item)
+                    plgpu.copy_smem_to_gmem(mine.at[1], out.at[row, channel, feature, block_rows(second, zero)])
+                    fetch_u(step + 1, second, fresh(second))
+
+                    next_gate = functools.partial(fetch_gate, step, 1, post_gate, shapes.post_gates, fresh(second))
+                    pl.when(second == 0)(next_gate)
+
+            def convolve():
+                pl.loop(0, 2)(transform)
+                plgpu.commit_smem()
+                for number in range(_RING - 1):
+                    fetch_piece(step, number, fresh())
+                meet(fresh())
+                products()
+                plgpu.commit_smem()
+                fetch_gate(step, 0, post_gate, shapes.post_gates, fresh())
+                if not shapes.post_gates:
+                    fetch_gate(step + 1, 0, pre_gate, shapes.pre_gates, fresh())
+                meet(fresh())
+                pl.loop(0, 2)(transform_back)
+                if shapes.post_gates:
+                    plgpu.commit_smem()
+                    fetch_gate(step + 1, 0, pre_gate, shapes.pre_gates, fresh())
+
+            def fetch_next():
+                fetch_gate(step + 1, 0, pre_gate, shapes.pre_gates, fresh())
+                for second in (0, 1):
+                    fetch_u(step + 1, second, fresh())
+
+            pl.when(work)(convolve)
+            pl.when(jnp.logical_not(work))(fetch_next)
+
+        plgpu.wait_smem_to_gmem(0)
+
+    scratch = {
+        "f1": matrices((2, N1, N1), dtype, columns=CHUNK),
+        "f2": matrices((2, TILE, 2 * TILE), dtype, columns=TILE),
+        "twiddle": matrices((2, N1, TILE), dtype, columns=CHUNK),
+        "slots": matrices((MAX_BLOCKS, 2, N1, TILE), dtype, columns=CHUNK),
+        "ring": matrices((GROUPS * _RING, N1, CHUNK), dtype),
+        "barriers": {
+            "tables": plgpu.Barrier(num_arrivals=6),
+            "ring": plgpu.Barrier(num_arrivals=1, num_barriers=GROUPS * _RING),
+            "all": plgpu.Barrier(num_arrivals=GROUPS, num_barriers=1),
+            "u": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS),
+        },
+    }
+    return plgpu.kernel(
+        fft_conv_streamed_forward,
+        out_type=jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype),
+        scratch_types={"scratch": scratch},
+        grid=(schedule.grid,),
+        grid_names=("block",),
+        num_threads=GROUPS,
+        thread_name="warpgroup",
+        # Stores and reads of one matrix are of the same elements in each thread, or a commit or a barrier lies between.
+        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+    )
+
+
+def _spectrum(columns_of, j, which):
+    """Some columns of X_j in float32."""
+    return _float(*(load(columns_of(j, plane))[:, which] for plane in (0, 1)))

@@ -1,0 +1,234 @@
+"""The kernels of long sequences, each alone in the interpreter against float64, and together through `long_conv`.
+
+Whole sequences take a minute or more interpreted, so those are in the slow lane; `test_lowering` has every length.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flashbutterfly_jax import long_conv
+from pallas_kernels.fft_conv import api, blocked_sm90, inner_sm90, outer_radix_sm90, streamed_sm90, three_pass
+from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
+from pallas_kernels.fft_conv.outer_plan import (
+    OuterPlan,
+    inner_tables,
+    outer_plan,
+    outer_spectra,
+    radix_roots,
+    radix_tables,
+)
+from pallas_kernels.fft_conv.tables import block_scale, dft_tables, tap_spectra
+from tests import tolerances
+from tests.kernels.interpreter import interpreted
+from tests.kernels.parity_table import relative_error
+from tests.parity import Case, cast
+
+TOLERANCE = tolerances.FUSED["float16"]  # measured here: at most 6.6e-4
+SHIFT = jnp.array([31], jnp.int32)
+INNER_SCALE = block_scale(Config(TILE))
+
+
+def random(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float16)
+
+
+def frequencies(plan: OuterPlan) -> np.ndarray:
+    """k1 in the order in which rows are kept."""
+    return (np.arange(plan.radix)[:, None] + plan.radix * np.arange(plan.height)).ravel()
+
+
+def split_matrix(plan: OuterPlan) -> np.ndarray:
+    """exp(-2 pi i (k1 + 1/4) n1 / m), scaled."""
+    return plan.scale * np.exp(-2j * np.pi * np.outer(frequencies(plan) + 0.25, np.arange(plan.rows)) / plan.rows)
+
+
+@pytest.mark.parametrize(
+    ("plan", "blocks", "before"),
+    [(OuterPlan(1, 8), 7, False), (OuterPlan(1, 4), 3, True), (OuterPlan(4, 16), 50, True)],
+    ids=str,
+)
+def test_spectra_by_rows_are_those_of_one_transform(plan, blocks, before):
+    n = plan.points
+    taps = random(0, 1, 1, blocks * (1 + before), BLOCK).astype(np.float32)
+    got = np.asarray(outer_spectra(jnp.asarray(taps), plan, before=before), np.float64)
+    lags = taps.reshape(-1).astype(np.float64)
+    ahead, lags = np.split(lags, [lags.size // 2 if before else 0])
+    x = np.concatenate([lags, np.zeros(n - lags.size)]) + 1j * np.concatenate([np.zeros(n - ahead.size), ahead])
+    spectrum = np.fft.fft(x * np.exp(-0.5j * np.pi * np.arange(n) / n)) / (n * (plan.scale * INNER_SCALE) ** 2)
+    want = spectrum.reshape(TILE, N1, plan.rows)[..., frequencies(plan)].transpose(2, 1, 0)
+    assert (
+        relative_error(np.stack([got[0, 0, :, 0], got[0, 0, :, 1]]), np.stack([want.real, want.imag])) < 2e-6
+    )  # 3.4e-7
+
+
+def test_plans_hold_their_sequences_and_no_more():
+    for rows in (1, 5, 128, 129, 193, 256, 257, 1024):
+        plan = outer_plan(rows)
+        assert rows <= plan.rows < max(1.5 * rows, rows + 4)
+        assert plan.radix == 1 or (plan.height % 16 == 0 and plan.height <= N1)
+    with pytest.raises(NotImplementedError, match="at most 4194304 steps; got 1025 rows"):
+        outer_plan(1025)
+
+
+def test_inner_kernels():
+    """Two blocks for two rows of two features, three rows of the batch for two warpgroups: every ring wraps."""
+    plan, dtype = OuterPlan(1, 2), jnp.float16
+    batch, features, m = 3, 2, plan.rows
+    x, h = (random(seed, batch, 1, features, 2 * m, N1, TILE) for seed in (0, 1))
+    taps = random(2, features, 1, m, 2, N1, TILE)
+    shapes = inner_sm90.Shapes(batch, 1, features, m, dtype, warpgroups=2, blocks=2)
+    f1, f2, twiddle = inner_tables(plan, dtype)
+
+    def both(x, h, taps):
+        operands = taps, f1, f2[None], twiddle, SHIFT
+        return inner_sm90.forward(shapes)(x, *operands), *inner_sm90.backward(shapes)(x, h, *operands)
+
+    with interpreted():
+        y, dx, d_taps = jax.jit(both)(x, h, taps)
+
+    turn = np.exp(-2j * np.pi * (frequencies(plan)[:, None] + 0.25) / m * np.arange(BLOCK) / BLOCK)
+
+    def rows(z):
+        z = np.asarray(z, np.float64).reshape(batch, features, 2, m, BLOCK)
+        return z[:, :, 0] + 1j * z[:, :, 1]
+
+    def transform(z):
+        return np.fft.fft(z * turn).reshape(*z.shape[:-1], TILE, N1).swapaxes(-1, -2)
+
+    def back(z):
+        return np.fft.ifft(z.swapaxes(-1, -2).reshape(*z.shape[:-2], BLOCK)) * np.conj(turn) * BLOCK
+
+    def check(got, want):
+        assert relative_error(np.stack([got.real, got.imag]), np.stack([want.real, want.imag])) < TOLERANCE  # 5.6e-4
+
+    taps = taps.astype(np.float64)[:, 0]
+    taps = taps[:, :, 0] + 1j * taps[:, :, 1]
+    spectrum_of_x, spectrum_of_h = transform(rows(x)), transform(rows(h))
+    check(rows(y), back(spectrum_of_x * taps) * INNER_SCALE**2)
+    check(rows(dx), back(spectrum_of_h * taps.conj()) * INNER_SCALE**2)
+    d_taps = np.asarray(d_taps, np.float64).sum(0)[:, 0]
+    check(d_taps[:, :, 0] + 1j * d_taps[:, :, 1], (spectrum_of_x.conj() * spectrum_of_h).sum(0) * INNER_SCALE**2)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_split_and_join_by_one_product(gated):
+    """Twelve rows, of which the sequence has ten, in tiles of 64; two channels with a gate each, or none."""
+    plan, rows, channels = OuterPlan(1, 12), 16, 2 if gated else 1
+    u, gate = random(0, 1, 1, 1, rows, BLOCK), random(1, 1, channels, 1, rows, BLOCK)
+    u[..., 10:, :] = 0
+    w = random(2, 1, channels, 1, 2 * plan.rows, BLOCK)
+
+    def both(u, gate, w):
+        gate = gate if gated else None
+        return three_pass._split(u, gate, plan), three_pass._join(w, gate, plan, rows)
+
+    with interpreted():
+        z, y = jax.jit(both)(u, gate, w)
+    matrix, gates = split_matrix(plan), gate[..., : plan.rows, :].astype(np.float64) if gated else 1.0
+    want = matrix @ (u[..., : plan.rows, :].astype(np.float64) * gates)
+    assert relative_error(z, np.concatenate([want.real, want.imag], -2)) < TOLERANCE  # 3.1e-4
+    re, im = np.split(w.astype(np.float64), 2, -2)
+    want = (matrix.conj().T @ (re + 1j * im)).real * gates
+    assert relative_error(y[..., : plan.rows, :], want) < TOLERANCE  # 2.9e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", [OuterPlan(4, 48), OuterPlan(8, 16), OuterPlan(16, 16)], ids=str)
+def test_split_and_join_by_two_factors(plan):
+    rows = plan.rows - 16
+    shapes = outer_radix_sm90.Shapes(1, rows, plan, jnp.float16, blocks=3)
+    f, factors = radix_tables(plan)
+    tables = f.astype(jnp.float16), factors, radix_roots(plan)
+    u, w = random(0, 1, rows, BLOCK), random(1, 1, 2 * plan.rows, BLOCK)
+
+    def both(u, w):
+        return outer_radix_sm90.split(shapes)(u, *tables), outer_radix_sm90.join(shapes)(w, *tables)
+
+    with interpreted():
+        z, y = jax.jit(both)(u, w)
+    matrix = split_matrix(plan)[:, :rows]
+    want = matrix @ u.astype(np.float64)
+    assert relative_error(z, np.concatenate([want.real, want.imag], -2)) < TOLERANCE
+    re, im = np.split(w.astype(np.float64), 2, -2)
+    assert relative_error(y, (matrix.conj().T @ (re + 1j * im)).real) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "gated"), [(8, False), (6, True)])
+def test_spectra_of_the_taps_stream_past(count, gated):
+    """One block of the grid takes both rows; with gates the last block of the sequence has 8 rows of 64."""
+    length = N1 * count - 56 * gated
+    shapes = blocked_sm90.Shapes(2, 1, 1, length, (0, count - 1), jnp.float16, 1, int(gated), int(gated), blocks=1)
+    u, pre_gate, post_gate = (random(seed, 2, 1, 1, length, TILE) for seed in range(3))
+    taps = random(3, 1, count * BLOCK).astype(np.float32)
+    taps[:, TILE * length :] = 0
+    config = Config(TILE)
+    spectra = tap_spectra(jnp.asarray(taps.reshape(1, count, BLOCK)), config, before=False)[:, None]
+    f1, f2, twiddle = dft_tables(config, jnp.float16)
+    pieces = streamed_sm90.pieces(spectra.astype(jnp.float16))
+    with interpreted():
+        y = jax.jit(streamed_sm90.forward(shapes))(u, pre_gate, post_gate, pieces, f1[:2], f2, twiddle, SHIFT)
+    flat = [x.astype(np.float64).reshape(2, -1) for x in (u, pre_gate, post_gate)]
+    want = convolved(flat[0] * (flat[1] if gated else 1), taps) * (flat[2] if gated else 1)
+    assert relative_error(np.asarray(y).reshape(2, -1), want) < TOLERANCE  # 6.6e-4
+
+
+def convolved(x: np.ndarray, taps: np.ndarray) -> np.ndarray:
+    """The causal convolution in float64."""
+    n = 2 * x.shape[-1]
+    spectrum = np.fft.rfft(x, n) * np.fft.rfft(taps[..., : x.shape[-1]].astype(np.float64), n)
+    return np.fft.irfft(spectrum, n)[..., : x.shape[-1]]
+
+
+CASES = {
+    # five blocks of a causal sequence forward in one launch, backward in three passes
+    "causal": (Case(20000, 20000, batch=(2,), features=1), "bfloat16", None),
+    "nine blocks": (Case(32769, 300, batch=(1,), features=1), "float16", None),
+    "all at once": (
+        Case(17000, 40, True, True, channels=2, skip=True, pre_gate=True, post_gate="own", batch=(1,), features=1),
+        "float16",
+        None,
+    ),
+    "bidirectional, gated": (
+        Case(16385, 16385, True, pre_gate=True, post_gate="shared", batch=(2,), features=1),
+        "bfloat16",
+        None,
+    ),
+    # as if it were longer than one product splits
+    "two factors": (
+        Case(33000, 9, True, pre_gate=True, post_gate="shared", batch=(1,), features=1),
+        "float16",
+        OuterPlan(4, 16),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients(name, monkeypatch):
+    case, dtype, plan = CASES[name]
+    if plan is not None:
+        monkeypatch.setattr(api, "outer_plan", lambda rows: plan)
+    arrays = cast(case.arguments(), dtype)
+    convolve = functools.partial(long_conv, circular=case.circular)
+    y = jax.eval_shape(lambda arrays: convolve(**arrays), arrays)
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape), dtype)
+
+    def both(implementation, arrays, cotangent):
+        y, pull_back = jax.vjp(lambda arrays: convolve(**arrays, implementation=implementation), arrays)
+        return y, pull_back(cotangent)[0]
+
+    with interpreted():
+        got = jax.jit(functools.partial(both, "mosaic_gpu"))(arrays, cotangent)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda x: np.asarray(x).astype(np.float64), (arrays, cotangent))
+        want = jax.jit(functools.partial(both, "xla"))(*exact)
+        want = jax.tree.map(np.asarray, want)
+    tolerance = tolerances.FUSED["float16" if dtype == "float16" else "bfloat16"]  # measured: 7.4e-4, 5.7e-3
+    errors = jax.tree.map(relative_error, got, want)
+    assert max(jax.tree.leaves(errors)) < tolerance, errors
