@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
-from pallas_kernels.fft_conv.tables import block_scale
+from pallas_kernels.fft_conv.tables import block_scale, twist
 
 DIRECT_ROWS = 128
 """The most rows of a split by one product: its matrix of twice as many rows is 64 KB."""
@@ -147,7 +147,8 @@ def inner_tables(plan: OuterPlan, dtype) -> tuple[jax.Array, jax.Array, jax.Arra
 def outer_spectra(taps: jax.Array, plan: OuterPlan, *, before: bool) -> jax.Array:
     """The taps' spectrum in the order of the rows of Z, `(..., m, re | im, 64, 64)` in float32.
 
-    It is computed by rows, as the sequence's; one FFT of all n points would leave them in another order.
+    One FFT of all n points and a change of their order: by rows, as the sequence's, with matrix products in float32, it
+    took 1.06 times as long for 65,536 steps on an H100 and 1.6 times for 1,048,576.
 
     Args:
       taps: `(..., blocks, 4096)` in float32, blocks of lags from 0, or as many from before it as from then on.
@@ -155,43 +156,18 @@ def outer_spectra(taps: jax.Array, plan: OuterPlan, *, before: bool) -> jax.Arra
       before: whether the first half of the blocks lies before lag 0. A step earlier than the first is n later with a
         factor i, as in `tables.tap_spectra`.
     """
+    n = plan.points
+    flat = taps.reshape(*taps.shape[:-2], -1)
+
+    def transform(lags, pad):
+        return jnp.fft.fft(jnp.pad(lags, [(0, 0)] * (lags.ndim - 1) + [pad]) * twist(n))
+
+    half = flat.shape[-1] // 2 if before else 0
+    spectrum = transform(flat[..., half:], (0, n - flat.shape[-1] + half))
     if before:
-        ahead, taps = jnp.split(taps, 2, -2)
-        missing = plan.rows - taps.shape[-2]
-        rows = [(0, 0)] * (taps.ndim - 2)
-        taps = jax.lax.complex(
-            jnp.pad(taps, [*rows, (0, missing), (0, 0)]), jnp.pad(ahead, [*rows, (missing, 0), (0, 0)])
-        )
-    k1, n2 = _order(plan)[:, None], jnp.arange(BLOCK)
-    z = _split(taps, plan) * jax.lax.complex(*_roots((k1 + 0.25) / plan.rows * n2 / BLOCK))
-    spectrum = jnp.fft.fft(z).reshape(*z.shape[:-1], TILE, N1).swapaxes(-1, -2)  # q, p to p, q
-    spectrum = spectrum / (plan.points * (plan.scale * block_scale(Config(TILE))) ** 2)
+        spectrum = spectrum + 1j * transform(flat[..., :half], (n - half, 0))
+    spectrum = spectrum / (n * (plan.scale * block_scale(Config(TILE))) ** 2)
+    spectrum = spectrum.reshape(*spectrum.shape[:-1], TILE, N1, plan.height, plan.radix)  # q, p, kb, ka
+    spectrum = jnp.moveaxis(spectrum, (-1, -2, -3, -4), (-4, -3, -2, -1))
+    spectrum = spectrum.reshape(*taps.shape[:-2], plan.rows, N1, TILE)
     return jnp.stack([spectrum.real, spectrum.imag], -3)
-
-
-def _split(x: jax.Array, plan: OuterPlan) -> jax.Array:
-    """Z of `(..., rows, 4096)`, in float32 and not scaled, by the plan's two factors."""
-    radix, height = plan.radix, plan.height
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, plan.rows - x.shape[-2]), (0, 0)])
-    ka, b = jnp.arange(radix)[:, None], jnp.arange(height)
-    if radix > 1:
-        sums = jax.lax.complex(*_roots((ka + 0.25) * jnp.arange(radix) / radix))
-        x = _product(sums, x.reshape(*x.shape[:-2], radix, -1)).reshape(*x.shape[:-2], radix, height, BLOCK)
-    else:
-        x = x[..., None, :, :]
-    f = jnp.stack(_roots((ka + 0.25) * b / plan.rows))
-    f, kb = jax.lax.complex(f[0], f[1]), b[:, None]
-    z = _product(f[:, None] * jax.lax.complex(*_roots(kb * b % height / height)), x)
-    return z.reshape(*z.shape[:-3], plan.rows, BLOCK)
-
-
-def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
-    """The complex matrix product in float32, x real or complex."""
-
-    def real(a, b):
-        return jnp.matmul(a, b, precision="highest")
-
-    if not jnp.iscomplexobj(x):
-        return jax.lax.complex(real(matrix.real, x), real(matrix.imag, x))
-    re, im = x.real, x.imag
-    return jax.lax.complex(real(matrix.real, re) - real(matrix.imag, im), real(matrix.real, im) + real(matrix.imag, re))

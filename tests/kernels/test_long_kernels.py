@@ -51,7 +51,7 @@ def split_matrix(plan: OuterPlan) -> np.ndarray:
     [(OuterPlan(1, 8), 7, False), (OuterPlan(1, 4), 3, True), (OuterPlan(4, 16), 50, True)],
     ids=str,
 )
-def test_spectra_by_rows_are_those_of_one_transform(plan, blocks, before):
+def test_spectra_are_in_the_order_of_the_rows(plan, blocks, before):
     n = plan.points
     taps = random(0, 1, 1, blocks * (1 + before), BLOCK).astype(np.float32)
     got = np.asarray(outer_spectra(jnp.asarray(taps), plan, before=before), np.float64)

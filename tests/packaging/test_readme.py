@@ -11,7 +11,7 @@ PAGES = ["README.md", *(f"experiments/{page}README.md" for page in ("", "benchma
 
 def test_programs_print_what_they_say(capsys):
     programs = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(programs) == 4
+    assert len(programs) == 5
     shared: dict[str, object] = {}
     for program in programs:
         exec(compile(program, "README.md", "exec"), shared)
