@@ -116,7 +116,8 @@ def stage(shapes: Shapes):
             @pl.when(work & (step < steps))
             def _():
                 for name, source, channels, tiles in copies:
-                    for tile in range(tiles):  # TMA fills with zeros beyond the rows
+                    # TMA fills with zeros beyond the rows; Pallas checks no start that is not static.
+                    for tile in range(tiles):
                         rows = pl.ds(pl.multiple_of(tile * N1 + 0 * step, N1), N1)
                         plgpu.copy_gmem_to_smem(
                             source.at[b, c if channels > 1 else 0, d, rows, columns(panel)],
