@@ -27,7 +27,10 @@ TASKS = [(family, task) for family, tasks in FAMILIES.items() for task in tasks]
 STOP = 5  # of 6 steps, with a checkpoint every 2
 
 
-@pytest.mark.parametrize(("family", "task"), TASKS)
+@pytest.mark.parametrize(
+    ("family", "task"),  # Path-X's preset is Path256's with fewer pixels
+    [pytest.param(*one, marks=[pytest.mark.slow] * (one == ("lra", "pathx")), id="-".join(one)) for one in TASKS],
+)
 def test_an_interrupted_run_goes_on_to_the_bit(toy_run, tmp_path, monkeypatch, family, task):
     recipe = FAMILIES[family][task]["smoke"]
     expected, _ = toy_run(tmp_path / "undisturbed", recipe)
