@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.fft_conv import blocked_sm90, kernel_sm90, spectrum_sm90, streamed_sm90, three_pass
 from pallas_kernels.fft_conv.config import (
     BLOCK,
+    LONGEST_ON_CHIP,
     MAX_BLOCKS,
     MAX_CHANNELS,
     N1,
@@ -74,10 +75,12 @@ def fft_conv(
     dtype = _compute_dtype(u.dtype)
     if length > LONGEST:
         raise NotImplementedError(f"the kernels take sequences of at most {LONGEST} steps; got {length}.")
-    if batch * channels * features * length >= 2**31:
+    # Three passes keep two numbers for each step in between.
+    bits = 31 if length <= LONGEST_ON_CHIP else 30
+    if batch * channels * features * length >= 2**bits:
         raise NotImplementedError(
-            f"the fused kernel addresses fewer than 2**31 numbers; got a result of shape "
-            f"{(batch, channels, features, length)}."
+            f"the kernel for {length} steps addresses fewer than 2**{bits} numbers; got a result of shape "
+            f"{(batch, channels, features, length)}. Divide the batch."
         )
     n2 = second_factor(length)
     rows = functools.partial(_rows, n2=n2, dtype=dtype)

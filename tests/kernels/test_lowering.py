@@ -164,6 +164,7 @@ REFUSED = {
     "length": (arrays(2**22 + 1), {}, "at most 4194304 steps; got 4194305"),
     "precision": (arrays(dtype="float32"), {"precision": "highest"}, "got precision HIGHEST for a float32 u"),
     "size": (arrays(2048, batch=(2**17,), features=8), {}, r"fewer than 2\*\*31 numbers"),
+    "size of what three passes keep": (arrays(65536, batch=(2**11,), features=8), {}, r"fewer than 2\*\*30 numbers"),
 }
 
 
