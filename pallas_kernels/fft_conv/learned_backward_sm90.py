@@ -1,0 +1,374 @@
+"""The backward kernel with learned blocks: cotangents of the sequences, of the taps' spectrum and of every block.
+
+Twiddles T, blocks F1, F2 on the way there and V2, V1 on the way back. With the transform of a row s by a pair of blocks,
+
+    B = T * M s,      S = B N,          (M, N) = (F1, F2) for s = u,   (V1^H, V2^H) for s = g, the cotangent of y
+
+the loss changes with y as Re sum conj(G) * K * U, of spectra U, G and K, which knows no direction: the cotangent of U is
+conj(K) * G, that of G is K * U and that of K, summed over the batch, conj(U) * G. One kernel serves both sequences. It
+calls `own` the one whose transform it derives and `other` the one whose spectrum O gives the cotangent C:
+
+    C = conj(K) * O  or  K * O          dN = sum B^H C
+    A = conj(T) * (C N^H)               dM = sum A s^T           ds = Re M^H A           dK = sum conj(O) * S
+
+Why not one launch: for u and g at once the accumulators of four blocks and of K would take 272, 256 and 320 of a thread's
+255 registers at n2 = 16, 32 and 64, before the 110 or so of a tile's chain. So a launch is for u, with its cotangent, and
+one for g, with that of K, which needs S as well; at n2 = 64 that of K is a third launch. `registers` counts.
+
+What a tile of 64 x 64 complex points takes, in products of 64 x 64 real matrices by 64 columns, for n2 = 16, 32, 64:
+
+    there and back, u or g (O, B, C N^H)    6, 8, 12        dM 2, 2, 2      dN 2, 2, 4
+    ds  2                                                   dK 1, 2, and a launch of its own 12
+
+in all 23, 28, 50 where the fixed backward kernel takes 9, 12, 18 and both forward kernels 6, 8, 12: forward and backward
+29, 36, 62 against 15, 20, 30. Memory: u and g twice, thrice at n2 = 64, and du once, 5 or 7 sequences where the fixed
+kernel reads two and writes one.
+
+dN sums over k1, the rows of a tile, so both factors come from shared memory, the left one transposed; the tensor cores
+want 64 of its columns, which are both parts of two rows (n2 = 16, whose products with each other are left unread), of one
+(32) or one part (64). The other sums take their left factor from the registers it was made in.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.fft_conv.config import N1, TILE, Config
+from pallas_kernels.fft_conv.kernel_sm90 import (
+    Shapes,
+    _Block,
+    _Butterfly,
+    _correlate,
+    _float,
+    _launch,
+    _Schedule,
+    _times,
+    _zeros,
+)
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, complex_planes, matrices, sums_of_products
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a launch gives.
+
+    Attributes:
+      blocks: dM and dN.
+      rows: ds, from which `own` is u and the spectrum counts as its conjugate.
+      spectrum: dK.
+    """
+
+    blocks: bool = True
+    rows: bool = False
+    spectrum: bool = False
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables that it takes, in order: M and N of both, N^H on the way back."""
+        ways = ("own_back",) * self.blocks + ("own_second",) * self.spectrum
+        return "other_first", "other_second", "own_first", *ways, "twiddle"
+
+
+def launches(n2: int) -> tuple[Wanted, ...]:
+    """Those that together give everything; the first is for u, the others for g.
+
+    Example:
+      >>> len(launches(16)), len(launches(64))
+      (2, 3)
+    """
+    if n2 < TILE:
+        return Wanted(rows=True), Wanted(spectrum=True)
+    return Wanted(rows=True), Wanted(), Wanted(blocks=False, spectrum=True)
+
+
+def registers(n2: int, wanted: Wanted) -> int:
+    """Of a thread, what holds sums from tile to tile.
+
+    Example:
+      >>> [[registers(n2, wanted) for wanted in launches(n2)] for n2 in (16, 32, 64)]
+      [[96, 112], [96, 128], [128, 128, 64]]
+    """
+    square = N1 * N1 // 128
+    blocks = 2 * square + (2 if n2 == TILE else 1) * square
+    return wanted.blocks * blocks + wanted.spectrum * 2 * N1 * n2 // 128
+
+
+def default_config(n2: int, wanted: Wanted, warpgroups: int | None = None) -> Config:
+    """Two warpgroups, of 255 registers each; a second slot for spectra where shared memory has room.
+
+    Example:
+      >>> default_config(16, launches(16)[0])
+      Config(n2=16, warpgroups=2, spectrum_slots=2, blocks=132)
+    """
+    return Config(n2, warpgroups or 2, 1 if n2 == TILE else 2)
+
+
+def _by_conjugate(dtype, weight, a, b, c, d):
+    """(a + ib) times the conjugate of c + id, times a real weight."""
+    a, b, c, d = _float(a, b, c, d)
+    return ((a * c + b * d) * weight).astype(dtype), ((b * c - a * d) * weight).astype(dtype)
+
+
+def _by(dtype, weight, a, b, c, d):
+    """(a + ib) (c + id), times a real weight."""
+    a, b, c, d = _float(a, b, c, d)
+    return ((a * c - b * d) * weight).astype(dtype), ((a * d + b * c) * weight).astype(dtype)
+
+
+def _side_by_side(parts):
+    return parts[0] if len(parts) == 1 else lax.concatenate(parts, 1)
+
+
+def backward(config: Config, shapes: Shapes, wanted: Wanted):
+    """The kernel (other, own, spectrum, [31], *tables) -> (ds, dM, dN, dK), those that are wanted.
+
+    other, own and ds are `(B, D, length, n2)`, the spectrum of the taps `(D, 2, 64, n2)`. The results are partial sums
+    in float32: dM `(parts, re | im, 64, 64)`; dN as `second_cotangent` takes it; dK `(parts, D, 2, 64, n2)`.
+
+    The tables, in the dtype of the sequences: first blocks `(re | im, 64, 64)` and second ones in real form,
+    `(2, n2, re | im k2)`, the twiddle `(re | im, 64, n2)`.
+    """
+    dtype, n2, groups = shapes.dtype, config.n2, config.warpgroups
+    schedule = _Schedule(config, shapes.batch, shapes.features)
+    wide = n2 == TILE
+    partial_tiles = shapes.batch % config.rows != 0
+    weigh = _by_conjugate if wanted.rows else _by
+
+    def learned_fft_conv_backward(other, own, spectrum, shift, *refs, scratch):
+        tables, outs = refs[: len(wanted.tables)], list(refs[len(wanted.tables) :])
+        d_rows = outs.pop(0) if wanted.rows else None
+        d_first, d_second = (outs.pop(0), outs.pop(0)) if wanted.blocks else (None, None)
+        d_spectrum = outs.pop(0) if wanted.spectrum else None
+        block = _Block(schedule, shapes, ["other", "own"], scratch)
+        shift_by = shift[0]
+        block.clear("other", "own")
+
+        def fetch(step, name, source):
+            item, row, work = schedule.at(step)
+
+            @pl.when(work)
+            def _():
+                block.fetch(source, lambda b: (b, item // schedule.splits), row, name)
+
+        fetch(jnp.int32(0), "own", own)
+        fetch(jnp.int32(0), "other", other)
+        if wanted.blocks:
+            for ahead in range(config.spectrum_slots - 1):
+                block.fetch_spectrum(spectrum, lax.axis_index("block") + ahead * schedule.grid)
+
+        @pl.when(block.group == 0)
+        def _():
+            for name, table in zip(wanted.tables, tables, strict=True):
+                for plane in (0, 1):
+                    plgpu.copy_gmem_to_smem(table.at[plane], scratch[name].at[plane], block.barriers["tables"])
+
+        plgpu.barrier_wait(block.barriers["tables"])
+
+        def tile(step, slot, first, second, dk):
+            zero = _zeros(step, shift_by)
+            item, row, _ = schedule.at(step)
+            feature = item // schedule.splits
+
+            def rows(name):
+                return block.tile(name, block.group + zero())
+
+            def planes(name):
+                return complex_planes(scratch[name].at[block.group + zero()], 0)
+
+            def chain(first_name, second_name):
+                return _Butterfly(scratch[first_name], scratch[second_name], scratch["twiddle"], zero())
+
+            def weight(r):
+                """Zero for a row beyond the batch, in a tile that ends there."""
+                return jnp.where(schedule.at(step + zero())[1] + r < shapes.batch, 1.0, 0.0) if partial_tiles else 1.0
+
+            def by_twiddle(function, tiles):
+                return [by_columns(function, *z, *complex_planes(scratch["twiddle"], zero())) for z in tiles]
+
+            def save(name, tiles):
+                """Both parts of all rows side by side, in two matrices of 64 columns."""
+                parts = [part for z in tiles for part in z]
+                half = len(parts) // 2
+                for ref, some in zip(planes(name), (parts[:half], parts[half:]), strict=True):
+                    ref[...] = _side_by_side(some)
+
+            block.await_rows("own")
+            f = chain("own_first", wanted.tables[-2])._first_block()
+            sums = sums_of_products(*([(part, s)] for s in rows("own") for part in f))
+            bs = by_twiddle(functools.partial(_by, dtype, 1.0), zip(sums[::2], sums[1::2], strict=True))
+            if wanted.blocks:
+                save("held", bs)
+            if wanted.spectrum:  # registers are short while O is made
+                for z, kept in zip(chain("own_first", "own_second")._right(bs), rows("kept"), strict=True):
+                    kept[0], kept[1] = (part.astype(dtype) for part in z)
+
+            block.await_rows("other")
+            spectra = chain("other_first", "other_second").forward(
+                rows("other"), then=lambda: fetch(step + 1 + zero(), "other", other)
+            )
+            if wanted.spectrum:
+                for r, (z, kept) in enumerate(zip(spectra, rows("kept"), strict=True)):
+                    # A branch, though the first row always counts: ptxas would put these sums off, as in `kernel_sm90`.
+                    counts = schedule.at(step + zero())[1] + r < shapes.batch
+                    dk = lax.cond(
+                        counts,
+                        lambda dk, z=z, kept=kept: by_columns(_correlate, *z, *complex_planes(kept, 0), *dk),
+                        lambda dk: dk,
+                        dk,
+                    )
+            if not wanted.blocks:
+                fetch(step + 1 + zero(), "own", own)
+                return dk
+
+            taps = [complex_planes(scratch["spectrum"].at[slot], zero()) for _ in spectra]
+            cs = [
+                by_columns(functools.partial(weigh, dtype, weight(r)), *z, *k)
+                for r, (z, k) in enumerate(zip(spectra, taps, strict=True))
+            ]
+            if wanted.rows and wide:
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last ds has left this place
+            save("cotangent", cs)
+            plgpu.commit_smem()
+
+            left, right = planes("held"), planes("cotangent")
+            if wide:
+                for acc, pair in ((second[0], right), (second[1], right[1:])):
+                    for b, c in zip(left, pair, strict=False):
+                        plgpu.wgmma(acc, b.T, c)
+            else:
+                for b, c in zip(left, right, strict=True):
+                    plgpu.wgmma(second[0], b.T, c)
+            back = chain("own_first", "own_back")._right(cs)
+            if wide:  # the imaginary part's other half, of minus the real part
+                right[0][...] = -right[0][...]
+                plgpu.commit_smem()
+                plgpu.wgmma(second[1], left[1].T, right[0])
+
+            a_s = by_twiddle(functools.partial(_by_conjugate, dtype, 1.0), back)
+            for z, s in zip(a_s, rows("own"), strict=True):
+                for acc, part in zip(first, z, strict=True):
+                    plgpu.wgmma(acc, part, s.T)
+            plgpu.wgmma_wait(0)
+            if wanted.rows:
+                save("held", [tuple(_side_by_side(part) for part in zip(*a_s, strict=True))])
+                plgpu.commit_smem()
+                blocks = complex_planes(scratch["own_first"], zero())
+                pairs = [(m.T, a) for m, a in zip(blocks, planes("held"), strict=True)]
+                (ds,) = sums_of_products(pairs)
+                if wide:
+                    staging = planes("cotangent")[:1]
+                else:
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                    staging = rows("staging")
+                for r, place in enumerate(staging):
+                    place[...] = ds[:, r * n2 : (r + 1) * n2].astype(dtype)
+                plgpu.commit_smem()
+                block.store(staging, lambda b: d_rows.at[b, feature], row)
+            fetch(step + 1 + zero(), "own", own)
+            return dk
+
+        def run(*accumulators):
+            first, second = accumulators[:2], accumulators[2:]
+
+            @pl.loop(0, schedule.visits)
+            def _(visit):
+                this = lax.axis_index("block") + visit * schedule.grid
+                slot = block.begin_item(spectrum, this) if wanted.blocks else 0
+
+                def turn(turn, dk):
+                    step = visit * schedule.rounds + turn
+
+                    def rest(dk):
+                        fetch(step + 1, "own", own)
+                        fetch(step + 1, "other", other)
+                        return dk
+
+                    work = schedule.at(step)[-1]
+                    return lax.cond(work, lambda dk: tile(step, slot, first, second, dk), rest, dk)
+
+                nothing = plgpu.layout_cast(jnp.zeros((N1, n2), F32), plgpu.Layout.WGMMA)
+                dk = lax.fori_loop(0, schedule.rounds, turn, (nothing,) * 2 * wanted.spectrum)
+
+                if wanted.spectrum:
+
+                    @pl.when(this < schedule.items)
+                    def _():
+                        part = lax.rem(this, schedule.splits) * groups + block.group
+                        for plane in (0, 1):
+                            d_spectrum[part, this // schedule.splits, plane] = dk[plane]
+
+            part = lax.axis_index("block") * groups + block.group
+            for target, sums in ((d_first, first), (d_second, second)):
+                for plane, acc in enumerate(sums):
+                    target[part, plane] = acc[...]
+
+        squares = [plgpu.ACC((N1, N1), F32)] * (4 if wide else 3)
+        if wanted.blocks:
+            pl.run_scoped(run, *squares)
+        else:
+            run()
+        plgpu.wait_smem_to_gmem(0)
+
+    out = []
+    if wanted.rows:
+        out.append(jax.ShapeDtypeStruct((shapes.batch, shapes.features, shapes.length, n2), dtype))
+    if wanted.blocks:
+        parts = schedule.grid * groups
+        out += [jax.ShapeDtypeStruct((parts, planes, N1, N1), F32) for planes in (2, 2 if wide else 1)]
+    if wanted.spectrum:
+        out.append(jax.ShapeDtypeStruct((schedule.splits * groups, shapes.features, 2, N1, n2), F32))
+    return _launch(learned_fft_conv_backward, schedule, _scratch(config, shapes, wanted), tuple(out))
+
+
+def _scratch(config: Config, shapes: Shapes, wanted: Wanted):
+    n2, groups, dtype = config.n2, config.warpgroups, shapes.dtype
+    rows = matrices((groups, config.rows, N1, n2), dtype)
+    scratch = {"other": rows, "own": rows, "twiddle": matrices((2, N1, n2), dtype, columns=CHUNK)}
+    for name in wanted.tables[:-1]:
+        first = name.endswith("first")
+        scratch[name] = matrices((2, N1, N1), dtype) if first else matrices((2, n2, 2 * n2), dtype, columns=n2)
+    if wanted.blocks:
+        scratch["spectrum"] = matrices((config.spectrum_slots, 2, N1, n2), dtype, columns=CHUNK)
+        scratch["held"] = scratch["cotangent"] = matrices((groups, 2, N1, TILE), dtype)
+    if wanted.rows and n2 < TILE:
+        scratch["staging"] = rows
+    if wanted.spectrum:
+        scratch["kept"] = matrices((groups, config.rows, 2, N1, n2), dtype, columns=CHUNK)
+    scratch["barriers"] = {
+        "tables": plgpu.Barrier(num_arrivals=2 * len(wanted.tables)),
+        "spectrum": plgpu.Barrier(num_arrivals=2, num_barriers=config.spectrum_slots),
+        "done": plgpu.Barrier(num_arrivals=groups),
+        "rows": plgpu.Barrier(num_arrivals=config.rows, num_barriers=2 * groups),
+    }
+    return scratch
+
+
+def second_cotangent(parts: jax.Array, n2: int) -> tuple[jax.Array, jax.Array]:
+    """Both parts of dN `[n2, k2]`, from sums over tiles, `(parts, planes, 64, 64)`."""
+    sums = parts.sum(0)
+    if n2 == TILE:
+        return sums[0], sums[1]
+    count = TILE // n2 // 2
+    by_part = sums[0].reshape(count, 2, n2, count, 2, n2)
+    of_one_row = jnp.einsum("ipnjqk,ij->pqnk", by_part, jnp.eye(count), precision="highest")
+    return of_one_row[0, 0] + of_one_row[1, 1], of_one_row[0, 1] - of_one_row[1, 0]
+
+
+def shared_memory(config: Config, wanted: Wanted) -> int:
+    """Bytes of a block's matrices in shared memory.
+
+    Example:
+      >>> [max(shared_memory(default_config(n2, w), w) for w in launches(n2)) for n2 in (16, 32, 64)]
+      [180224, 217088, 229376]
+    """
+    n2, tile = config.n2, N1 * TILE
+    seconds = sum(not name.endswith(("first", "twiddle")) for name in wanted.tables)
+    tables = 2 * 2 * tile + seconds * 4 * n2 * n2 + 2 * N1 * n2
+    spectra = wanted.blocks * config.spectrum_slots * 2 * N1 * n2
+    tiles = 2 + wanted.blocks * 4 + wanted.spectrum * 2 + (wanted.rows and n2 < TILE)
+    return 2 * (tables + spectra + config.warpgroups * tiles * tile)
