@@ -60,6 +60,8 @@ def check_long_conv(layer: LongConvArguments) -> None:
             f"defaults; got smooth_width, squash_threshold, kernel_dropout_rate = {replaced}."
         )
     if layer.butterfly is not None:
+        if not isinstance(layer.butterfly, LearnedButterfly):
+            raise ValueError(f"butterfly must be a LearnedButterfly or None; got {layer.butterfly!r}.")
         layer.butterfly.plan(layer.kernel_length)
         if layer.butterfly.causal and layer.bidirectional:
             raise ValueError(

@@ -1,6 +1,5 @@
 """`fft_conv`: checks, padding, choice of configuration, derivatives and sharding around the kernels."""
 
-import dataclasses
 import functools
 
 import jax
@@ -14,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from pallas_kernels.fft_conv import blocked_sm90, kernel_sm90, spectrum_sm90, streamed_sm90, three_pass
+from pallas_kernels.fft_conv import blocked, kernel_sm90, spectrum_sm90, streamed_sm90, three_pass
 from pallas_kernels.fft_conv.config import (
     BLOCK,
     LONGEST_ON_CHIP,
@@ -27,7 +26,7 @@ from pallas_kernels.fft_conv.config import (
     second_factor,
 )
 from pallas_kernels.fft_conv.outer_plan import LONGEST, outer_plan
-from pallas_kernels.fft_conv.reference import backward_reference, forward_reference
+from pallas_kernels.fft_conv.reference import backward_reference, forward_reference, gated
 from pallas_kernels.fft_conv.tables import dft_tables, tap_cotangent
 from pallas_kernels.fft_conv.tuned import configuration
 
@@ -271,33 +270,16 @@ def _taps_cotangent(u, taps, config, d_spectra):
 def _run_blocked_forward(gates, u, pre_gate, post_gate, taps, *tables):
     """`_run_forward` for sequences of several blocks."""
     spectra = _spectra(u, taps, Config(u.shape[-1]), *tables)
-    return _blocked(*_with_channels(gates, u, pre_gate, post_gate), spectra, _lags(u, taps), *tables)
+    return blocked.forward(*_with_channels(gates, u, pre_gate, post_gate), spectra, _lags(u, taps), *tables)
 
 
 def _run_blocked_backward(gates, u, pre_gate, post_gate, g, taps, *tables):
-    """`_run_backward` likewise.
-
-    Where the backward kernel has no room for the cotangent of u, that is a convolution of its own, with the conjugate
-    spectra at the opposite lags.
-    """
-    config, lags = Config(u.shape[-1]), _lags(u, taps)
+    """`_run_backward` likewise."""
+    config = Config(u.shape[-1])
     spectra = _spectra(u, taps, config, *tables)
     x, pre_gate, post_gate = _with_channels(gates, u, pre_gate, post_gate)
-    shapes = _blocked_shapes(x, pre_gate, post_gate, spectra, lags)
-    operands = x, g, *_present(x, pre_gate, post_gate)
-    if shapes.dx_fits:
-        d_x, d_spectra = blocked_sm90.backward(shapes)(*operands, spectra, *_in_dtype(x.dtype, *tables))
-    else:
-        (d_spectra,) = blocked_sm90.backward(shapes)(*operands, *_in_dtype(x.dtype, *tables))
-        backwards = jnp.flip(spectra, 2)
-        adjoint = jnp.stack([backwards[..., 0, :, :], -backwards[..., 1, :, :]], -3)
-        d_x = _blocked(g, post_gate, None, adjoint, (-lags[1], -lags[0]), *tables)
-    shares = [d_x if pre_gate is None else _product(d_x, pre_gate)]
-    if pre_gate is not None:
-        shares.append(_product(d_x, x))
-    if post_gate is not None:
-        shares.append(_blocked(x, pre_gate, g, spectra, lags, *tables))
-    return *shares, _taps_cotangent(u, taps, config, d_spectra)
+    d_x, d_post, d_spectra = blocked.backward(x, pre_gate, post_gate, g, spectra, _lags(u, taps), *tables)
+    return *_shares(d_x, d_post, x, pre_gate), _taps_cotangent(u, taps, config, d_spectra)
 
 
 def _run_long_forward(gates, u, pre_gate, post_gate, taps, shift):
@@ -313,9 +295,13 @@ def _run_long_backward(gates, u, pre_gate, post_gate, g, taps, shift):
     x, pre_gate, post_gate, g = (_in_blocks(x) for x in (*_with_channels(gates, u, pre_gate, post_gate), g))
     blocks, before = _blocks(u, taps)
     d_x, d_post, d_taps = three_pass.backward(x, pre_gate, post_gate, g, taps, outer_plan(blocks), shift, before=before)
-    shares = [d_x] if pre_gate is None else [_product(d_x, pre_gate), _product(d_x, x)]
-    shares += [] if d_post is None else [d_post]
-    return *(_of_rows(share, u) for share in shares), d_taps
+    return *(_of_rows(share, u) for share in _shares(d_x, d_post, x, pre_gate)), d_taps
+
+
+def _shares(d_x, d_post, x, pre_gate):
+    """Cotangents of u and of the gates that there are, from those of pre u and of a post gate."""
+    shares = [d_x] if pre_gate is None else [gated(d_x, pre_gate), gated(d_x, x)]
+    return shares if d_post is None else [*shares, d_post]
 
 
 def _in_blocks(x):
@@ -336,47 +322,10 @@ def _with_channels(gates, u, pre_gate, post_gate):
     return u[:, None], pre_gate[:, None] if gates[0] else None, post_gate if gates[1] else None
 
 
-def _present(u, pre_gate, post_gate):
-    """The gates, with u in the place of an absent one."""
-    return u if pre_gate is None else pre_gate, u if post_gate is None else post_gate
-
-
-def _product(x, gate):
-    return (x.astype(jnp.float32) * gate.astype(jnp.float32)).astype(x.dtype)
-
-
 def _lags(u, taps):
     """First and last lag of the blocks."""
     blocks, ahead = _blocks(u, taps)
     return (1 - blocks if ahead else 0), blocks - 1
-
-
-def _blocked_shapes(u, pre_gate, post_gate, spectra, lags):
-    batch, sequences, features, length, _ = u.shape
-    gates = (0 if gate is None else gate.shape[1] for gate in (pre_gate, post_gate))
-    return blocked_sm90.Shapes(batch, spectra.shape[1], features, length, lags, u.dtype, sequences, *gates)
-
-
-def _blocked(u, pre_gate, post_gate, spectra, lags, *tables):
-    """The convolution by blocks; u and the gates are `(B, 1 or C, D, rows, 64)`. The fewest launches, summed."""
-    shapes = _blocked_shapes(u, pre_gate, post_gate, spectra, lags)
-    if shapes.count > MAX_BLOCKS:
-        pieces = streamed_sm90.pieces(spectra)
-        return streamed_sm90.forward(shapes)(u, *_present(u, pre_gate, post_gate), pieces, *_in_dtype(u.dtype, *tables))
-    results = []
-    for first in range(lags[0], lags[1] + 1, shapes.most_lags):
-        some = first, min(first + shapes.most_lags - 1, lags[1])
-        kernel = blocked_sm90.forward(dataclasses.replace(shapes, lags=some))
-        these = spectra[:, :, some[0] - lags[0] : some[1] - lags[0] + 1]
-        results.append(kernel(u, *_present(u, pre_gate, post_gate), these, *_in_dtype(u.dtype, *tables)))
-    if len(results) == 1:
-        return results[0]
-    return sum(result.astype(jnp.float32) for result in results).astype(u.dtype)
-
-
-def _in_dtype(dtype, f1, f2, twiddle, shift):
-    """The tables as the kernels by blocks take them, which transpose F1 as they read it."""
-    return f1[:2].astype(dtype), f2.astype(dtype), twiddle.astype(dtype), shift
 
 
 def _tables(u):

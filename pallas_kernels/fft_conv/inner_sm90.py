@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv.config import N1, TILE
-from pallas_kernels.fft_conv.kernel_sm90 import _conj_correlate, _conj_times, _correlate, _times
+from pallas_kernels.fft_conv.kernel_sm90 import _conj_correlate, _conj_times, _correlate, _times, _zeros
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, complex_planes, matrices, sums_of_products
 
 _SPECTRUM_SLOTS = 2
@@ -290,12 +290,6 @@ def _launch(body, schedule: _Schedule, scratch, out_type):
         # Stores and reads of one matrix are of the same elements in each thread, or a commit or a barrier lies between.
         compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
     )
-
-
-def _zeros(step, shift_by):
-    """A function that returns zero, at every call another one as far as the compiler can tell."""
-    calls = iter(range(1000))
-    return lambda: lax.shift_right_logical(step + next(calls), shift_by)
 
 
 def forward(shapes: Shapes):

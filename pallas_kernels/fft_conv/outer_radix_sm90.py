@@ -1,6 +1,6 @@
 """Kernels for Hopper: the outer stages of sequences of more than 128 rows of 4096 steps, by two factors in one pass.
 
-With m = r h rows a product by the whole matrix would take 4 m / 3 FLOP a byte, more than there is time for. Instead
+With m = r h rows a product by the whole matrix would take 2 m / 3 FLOP a byte, of which there is time for 184. Instead
 the sums over r rows are done in registers and a product by h x h follows, or precedes them on the way back
 (`outer_plan`). The four warpgroups of a block share a panel of some columns of all rows: a warpgroup takes every fourth
 ka of the split; of the join every fourth ka first and, once all have met, every fourth a.

@@ -2,7 +2,7 @@
 
 A stage multiplies every column of a sequence's m rows of 4096 steps by one matrix (`outer_plan`): real rows to the real
 and the imaginary parts of as many complex ones, or these back to the real part of the result. Both are bound by memory:
-with m = 128 rows the products take 171 FLOP a byte, of which an H200 does 184 while it moves one. A warpgroup takes
+with m = 128 rows the products take 85 FLOP a byte, of which an H200 does 184 while it moves one. A warpgroup takes
 panels of 64 columns, 128 bytes of each row; rows that do not exist are zeros that TMA makes, or drops. A gate of the
 sequence multiplies as it comes in, one of the result before it leaves.
 """

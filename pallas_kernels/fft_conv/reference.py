@@ -4,6 +4,11 @@ import jax
 import jax.numpy as jnp
 
 
+def gated(x, gate):
+    """The product in float32, rounded once to the dtype of x; x where there is no gate."""
+    return x if gate is None else (x.astype(jnp.float32) * gate.astype(jnp.float32)).astype(x.dtype)
+
+
 def forward_reference(u, taps):
     """The convolution `(B, C, D, L)` in float32 of u `(B, D, L)`, or of `(B, C, D, L)`, one u for each channel.
 

@@ -21,6 +21,7 @@ from pallas_kernels.fft_conv.outer_plan import (
     radix_tables,
     split_matrix,
 )
+from pallas_kernels.fft_conv.reference import gated
 
 
 def forward(x, pre_gate, post_gate, taps, plan: OuterPlan, shift, *, before: bool):
@@ -79,7 +80,7 @@ def _split(x, gate, plan: OuterPlan):
     """Z, `(B, 1 or C, D, re | im m, 4096)`, of gate x."""
     batch, sequences, features, rows, _ = x.shape
     if plan.radix > 1:
-        return _radix_stage(outer_radix_sm90.split, _gated(x, gate), plan, rows)
+        return _radix_stage(outer_radix_sm90.split, gated(x, gate), plan, rows)
     gates = 0 if gate is None else gate.shape[1]
     shapes = outer_sm90.Shapes(
         batch, max(sequences, gates), features, rows, 2 * plan.rows, x.dtype, sequences, gates, gate_in=True
@@ -92,7 +93,7 @@ def _join(w, gate, plan: OuterPlan, rows: int):
     """The real result `(B, C, D, rows, 4096)`, times the gate."""
     w = w.reshape(*w.shape[:4], BLOCK)
     if plan.radix > 1:
-        return _gated(_radix_stage(outer_radix_sm90.join, w, plan, rows), gate)
+        return gated(_radix_stage(outer_radix_sm90.join, w, plan, rows), gate)
     batch, channels, features, _, _ = w.shape
     gates = 0 if gate is None else gate.shape[1]
     shapes = outer_sm90.Shapes(batch, channels, features, 2 * plan.rows, rows, w.dtype, channels, gates)
@@ -106,15 +107,10 @@ def _stage(shapes, x, gate, matrix):
 
 
 def _radix_stage(kernel, x, plan: OuterPlan, rows: int):
-    """`split` or `join` of more rows than one product takes."""
+    """`split` or `join` of more rows than one product takes; the kernels have no room for a gate."""
     flat = x.reshape(-1, *x.shape[-2:])
     shapes = outer_radix_sm90.Shapes(flat.shape[0], rows, plan, x.dtype)
     f, factors = radix_tables(plan)
     roots = radix_roots(plan)
     result = kernel(shapes)(flat, f.astype(x.dtype), factors, roots)
     return result.reshape(*x.shape[:3], *result.shape[1:])
-
-
-def _gated(x, gate):
-    """XLA's product: the kernels for so many rows have no room for a gate."""
-    return x if gate is None else (x.astype(jnp.float32) * gate.astype(jnp.float32)).astype(x.dtype)

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from flashbutterfly_jax import long_conv
-from pallas_kernels.fft_conv import api
+from pallas_kernels.fft_conv import blocked
 from pallas_kernels.fft_conv.config import Config, Kernel
 from pallas_kernels.fft_conv.tuned import forced
 from tests.kernels.interpreter import interpreted
@@ -118,8 +118,8 @@ def test_blocks_take_several_turns(name):
 )
 def test_sequences_of_several_blocks(case, dtype, monkeypatch):
     """One block of the grid takes all rows, so that every ring wraps."""
-    shapes = api._blocked_shapes
-    monkeypatch.setattr(api, "_blocked_shapes", lambda *x: dataclasses.replace(shapes(*x), blocks=1))
+    shapes = blocked._shapes
+    monkeypatch.setattr(blocked, "_shapes", lambda *x: dataclasses.replace(shapes(*x), blocks=1))
     check(case, dtype)
 
 

@@ -137,6 +137,7 @@ def test_split_and_join_by_one_product(gated):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # five minutes of two radices that the interpreter unrolls
 @pytest.mark.parametrize("plan", [OuterPlan(4, 48), OuterPlan(8, 16), OuterPlan(16, 16)], ids=str)
 def test_split_and_join_by_two_factors(plan):
     rows = plan.rows - 16

@@ -128,7 +128,6 @@ def test_vmap_is_more_features():
     np.testing.assert_array_equal(np.asarray(y), np.stack([once, -2 * once]))
 
 
-@pytest.mark.slow  # interpreted on several devices at once, it has been seen to end the process
 def test_shard_map_sums_the_gradient_of_the_taps():
     arrays = cast(Case(20, 20, batch=(4,), features=2).arguments(), "float16")
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])

@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -95,7 +96,16 @@ _changes: tuple[tuple[str, str], ...] = ()
 """Those in force: looked up when a kernel runs, for JAX keeps what it has traced."""
 
 
+_one_at_a_time = threading.Lock()
+"""What is mended, and the place in the grid, are the whole process's: two devices would read each other's."""
+
+
 def _run(name, results, programs, constants, first, *arrays):
+    with _one_at_a_time:
+        return _run_alone(name, results, programs, constants, first, *arrays)
+
+
+def _run_alone(name, results, programs, constants, first, *arrays):
     arrays = [np.ascontiguousarray(array) for array in arrays]
     outputs = [np.zeros(result.shape, result.dtype) for result in results]
     kernel = getattr(kernels(_changes), name)
