@@ -47,10 +47,17 @@ from pallas_kernels.fft_conv.kernel_sm90 import (
     _float,
     _launch,
     _Schedule,
-    _times,
     _zeros,
 )
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, complex_planes, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import (
+    CHUNK,
+    F32,
+    add_products,
+    by_columns,
+    complex_planes,
+    matrices,
+    sums_of_products,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +143,7 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
     dtype, n2, groups = shapes.dtype, config.n2, config.warpgroups
     schedule = _Schedule(config, shapes.batch, shapes.features)
     wide = n2 == TILE
+    seconds = 2 if wide else 1
     partial_tiles = shapes.batch % config.rows != 0
     weigh = _by_conjugate if wanted.rows else _by
 
@@ -169,7 +177,8 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
 
         plgpu.barrier_wait(block.barriers["tables"])
 
-        def tile(step, slot, first, second, dk):
+        def tile(step, slot, totals):
+            first, second, dk = totals
             zero = _zeros(step, shift_by)
             item, row, _ = schedule.at(step)
             feature = item // schedule.splits
@@ -223,7 +232,7 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
                     )
             if not wanted.blocks:
                 fetch(step + 1 + zero(), "own", own)
-                return dk
+                return first, second, dk
 
             taps = [complex_planes(scratch["spectrum"].at[slot], zero()) for _ in spectra]
             cs = [
@@ -235,25 +244,20 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
             save("cotangent", cs)
             plgpu.commit_smem()
 
+            # Of a wide tile C is read from shared memory: its registers are needed.
+            back = chain("own_first", "own_back")._right([planes("cotangent")] if wide else cs)
+            a_s = by_twiddle(functools.partial(_by_conjugate, dtype, 1.0), back)
+            sequences = rows("own")
+            first = add_products(first, *([(z[p], s.T) for z, s in zip(a_s, sequences, strict=True)] for p in (0, 1)))
             left, right = planes("held"), planes("cotangent")
+            same = [(b.T, c) for b, c in zip(left, right, strict=True)]
             if wide:
-                for acc, pair in ((second[0], right), (second[1], right[1:])):
-                    for b, c in zip(left, pair, strict=False):
-                        plgpu.wgmma(acc, b.T, c)
-            else:
-                for b, c in zip(left, right, strict=True):
-                    plgpu.wgmma(second[0], b.T, c)
-            back = chain("own_first", "own_back")._right(cs)
-            if wide:  # the imaginary part's other half, of minus the real part
+                second = add_products(second, same, [(left[0].T, right[1])])
                 right[0][...] = -right[0][...]
                 plgpu.commit_smem()
-                plgpu.wgmma(second[1], left[1].T, right[0])
-
-            a_s = by_twiddle(functools.partial(_by_conjugate, dtype, 1.0), back)
-            for z, s in zip(a_s, rows("own"), strict=True):
-                for acc, part in zip(first, z, strict=True):
-                    plgpu.wgmma(acc, part, s.T)
-            plgpu.wgmma_wait(0)
+                second = [second[0], *add_products(second[1:], [(left[1].T, right[0])])]
+            else:
+                second = add_products(second, same)
             if wanted.rows:
                 save("held", [tuple(_side_by_side(part) for part in zip(*a_s, strict=True))])
                 plgpu.commit_smem()
@@ -270,48 +274,43 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
                 plgpu.commit_smem()
                 block.store(staging, lambda b: d_rows.at[b, feature], row)
             fetch(step + 1 + zero(), "own", own)
-            return dk
+            return tuple(first), tuple(second), dk
 
-        def run(*accumulators):
-            first, second = accumulators[:2], accumulators[2:]
+        def nothing(count, columns):
+            return (plgpu.layout_cast(jnp.zeros((N1, columns), F32), plgpu.Layout.WGMMA),) * count
 
-            @pl.loop(0, schedule.visits)
-            def _(visit):
-                this = lax.axis_index("block") + visit * schedule.grid
-                slot = block.begin_item(spectrum, this) if wanted.blocks else 0
+        def visit(visit, totals):
+            this = lax.axis_index("block") + visit * schedule.grid
+            slot = block.begin_item(spectrum, this) if wanted.blocks else 0
 
-                def turn(turn, dk):
-                    step = visit * schedule.rounds + turn
+            def turn(turn, totals):
+                step = visit * schedule.rounds + turn
 
-                    def rest(dk):
-                        fetch(step + 1, "own", own)
-                        fetch(step + 1, "other", other)
-                        return dk
+                def rest(totals):
+                    fetch(step + 1, "own", own)
+                    fetch(step + 1, "other", other)
+                    return totals
 
-                    work = schedule.at(step)[-1]
-                    return lax.cond(work, lambda dk: tile(step, slot, first, second, dk), rest, dk)
+                return lax.cond(schedule.at(step)[-1], lambda totals: tile(step, slot, totals), rest, totals)
 
-                nothing = plgpu.layout_cast(jnp.zeros((N1, n2), F32), plgpu.Layout.WGMMA)
-                dk = lax.fori_loop(0, schedule.rounds, turn, (nothing,) * 2 * wanted.spectrum)
+            *totals, dk = lax.fori_loop(0, schedule.rounds, turn, (*totals, nothing(2 * wanted.spectrum, n2)))
 
-                if wanted.spectrum:
+            if wanted.spectrum:
 
-                    @pl.when(this < schedule.items)
-                    def _():
-                        part = lax.rem(this, schedule.splits) * groups + block.group
-                        for plane in (0, 1):
-                            d_spectrum[part, this // schedule.splits, plane] = dk[plane]
+                @pl.when(this < schedule.items)
+                def _():
+                    part = lax.rem(this, schedule.splits) * groups + block.group
+                    for plane in (0, 1):
+                        d_spectrum[part, this // schedule.splits, plane] = dk[plane]
 
-            part = lax.axis_index("block") * groups + block.group
-            for target, sums in ((d_first, first), (d_second, second)):
-                for plane, acc in enumerate(sums):
-                    target[part, plane] = acc[...]
+            return tuple(totals)
 
-        squares = [plgpu.ACC((N1, N1), F32)] * (4 if wide else 3)
-        if wanted.blocks:
-            pl.run_scoped(run, *squares)
-        else:
-            run()
+        squares = (2, seconds) if wanted.blocks else (0, 0)
+        totals = lax.fori_loop(0, schedule.visits, visit, tuple(nothing(count, N1) for count in squares))
+        part = lax.axis_index("block") * groups + block.group
+        for target, sums in zip((d_first, d_second), totals, strict=True):
+            for plane, total in enumerate(sums):
+                target[part, plane] = total
         plgpu.wait_smem_to_gmem(0)
 
     out = []
@@ -319,7 +318,7 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
         out.append(jax.ShapeDtypeStruct((shapes.batch, shapes.features, shapes.length, n2), dtype))
     if wanted.blocks:
         parts = schedule.grid * groups
-        out += [jax.ShapeDtypeStruct((parts, planes, N1, N1), F32) for planes in (2, 2 if wide else 1)]
+        out += [jax.ShapeDtypeStruct((parts, planes, N1, N1), F32) for planes in (2, seconds)]
     if wanted.spectrum:
         out.append(jax.ShapeDtypeStruct((schedule.splits * groups, shapes.features, 2, N1, n2), F32))
     return _launch(learned_fft_conv_backward, schedule, _scratch(config, shapes, wanted), tuple(out))

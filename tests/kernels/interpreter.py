@@ -1,4 +1,6 @@
-"""Pallas' interpreter of GPU kernels, with what JAX 0.11 lacks: left factors in registers, copies that add.
+"""Pallas' interpreter of GPU kernels, with what JAX 0.11 lacks.
+
+That is left factors in registers, accumulators that start from a value, copies that add.
 
 What it cannot see: that products are asynchronous, and whether a matrix was committed before one reads it.
 """
@@ -12,6 +14,7 @@ import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import numpy as np
 from jax._src import callback
+from jax._src.pallas.mosaic_gpu.core import WGMMAAbstractAccumulatorRef
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, jaxpr_interpret, shared_memory
 from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
 from jax._src.state.types import AbstractRef
@@ -20,6 +23,7 @@ TESTED_VERSIONS = ((0, 11),)  # of JAX: what is replaced here is private to it
 
 _Interpreter = jaxpr_interpret.JaxprInterpreter
 _product_from_shared_memory = _Interpreter._interpret_wgmma_ref_p
+_set_memory = _Interpreter._interpret_swap_p
 _copy = gpu_callbacks.copy_smem_to_gmem
 
 
@@ -28,23 +32,16 @@ def interpreted() -> Iterator[None]:
     """Runs GPU kernels on the CPU and fails if they race; functions must be traced inside."""
     assert jax.__version_info__[:2] in TESTED_VERSIONS, f"tests.kernels.interpreter does not know JAX {jax.__version__}"
     with (
-        _with_products_from_registers(),
+        mock.patch.object(_Interpreter, "_interpret_wgmma_ref_p", _product),
         mock.patch.object(gpu_callbacks, "copy_smem_to_gmem", _copy_or_add),
+        mock.patch.object(WGMMAAbstractAccumulatorRef, "_setitem", AbstractRef._setitem),
+        mock.patch.object(_Interpreter, "_interpret_swap_p", _set),
         _without_optimisation(),
         plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)),
     ):
         yield
         jax.effects_barrier()
     assert not get_races().races_found
-
-
-@contextlib.contextmanager
-def _with_products_from_registers() -> Iterator[None]:
-    _Interpreter._interpret_wgmma_ref_p = _product
-    try:
-        yield
-    finally:
-        _Interpreter._interpret_wgmma_ref_p = _product_from_shared_memory
 
 
 @contextlib.contextmanager
@@ -81,6 +78,32 @@ def _product(interpreter, eqn, token, get_operands):
         b_at=b_at,
     )
     return token, []
+
+
+def _set(interpreter, eqn, token, get_operands):
+    """acc = value: an accumulator is its thread's own, and no race of its."""
+    if not isinstance(eqn.invars[0].aval, WGMMAAbstractAccumulatorRef):
+        return _set_memory(interpreter, eqn, token, get_operands)
+    acc, value, *_ = get_operands()
+    token = callback.io_callback(
+        functools.partial(_store, source_info=eqn.source_info),
+        gpu_callbacks.TOKEN_SHAPE_DTYPE,
+        token=token,
+        mesh_location=interpreter.mesh_location,
+        thread=interpreter.thread,
+        acc=acc,
+        value=value,
+    )
+    return token, [value]
+
+
+@gpu_callbacks.fail_on_exception
+def _store(*, token, mesh_location, thread, acc, value, source_info):
+    memory = gpu_callbacks._get_shared_memory()
+    key = gpu_callbacks.HostAllocationKey.from_array(acc)
+    info = shared_memory.GPULoggingInfo(mesh_location, thread, source_info)
+    memory.store_buffer_content(key, memory.access(key, ()), np.asarray(value), thread, logging_info=info)
+    return token
 
 
 @gpu_callbacks.fail_on_exception
