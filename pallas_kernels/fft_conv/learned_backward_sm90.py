@@ -1,32 +1,33 @@
 """The backward kernel with learned blocks: cotangents of the sequences, of the taps' spectrum and of every block.
 
-Twiddles T, blocks F1, F2 on the way there and V2, V1 on the way back. With the transform of a row s by a pair of blocks,
+There are twiddles T, blocks F1, F2 on the way there and V2, V1 on the way back. A row s is transformed by two blocks,
 
-    B = T * M s,      S = B N,          (M, N) = (F1, F2) for s = u,   (V1^H, V2^H) for s = g, the cotangent of y
+    B = T * M s,      S = B N,      (M, N) = (F1, F2) for s = u,   (V1^H, V2^H) for s = g, the cotangent of y
 
-the loss changes with y as Re sum conj(G) * K * U, of spectra U, G and K, which knows no direction: the cotangent of U is
-conj(K) * G, that of G is K * U and that of K, summed over the batch, conj(U) * G. One kernel serves both sequences. It
-calls `own` the one whose transform it derives and `other` the one whose spectrum O gives the cotangent C:
+and the loss changes with y as Re sum conj(G) * K * U, of the spectra U, G and K, which knows no direction: the
+cotangent of U is conj(K) * G, that of G is K * U and that of K, summed over the batch, conj(U) * G. So one kernel
+serves both sequences. It calls `own` the one whose transform it derives and `other` the one whose spectrum O makes C:
 
     C = conj(K) * O  or  K * O          dN = sum B^H C
-    A = conj(T) * (C N^H)               dM = sum A s^T           ds = Re M^H A           dK = sum conj(O) * S
+    A = conj(T) * (C N^H)               dM = sum A s^T          ds = Re M^H A          dK = sum conj(O) * S
 
-Why not one launch: for u and g at once the accumulators of four blocks and of K would take 272, 256 and 320 of a thread's
-255 registers at n2 = 16, 32 and 64, before the 110 or so of a tile's chain. So a launch is for u, with its cotangent, and
-one for g, with that of K, which needs S as well; at n2 = 64 that of K is a third launch. `registers` counts.
+Sums over rows stay in registers, and each warpgroup writes its own when it is done. With both sequences in one launch
+they would be 208, 224 and 320 of a thread's 255 registers at n2 = 16, 32 and 64, and a tile's chain takes some 110. So
+one launch is for u, with its cotangent, and one for g, with that of K, as it has S; at n2 = 64 dK is a third launch.
+`registers` counts.
 
-What a tile of 64 x 64 complex points takes, in products of 64 x 64 real matrices by 64 columns, for n2 = 16, 32, 64:
+What a tile of 64 x 64 complex points takes, in products of real 64 x 64 matrices, at n2 = 16, 32 and 64:
 
-    there and back, u or g (O, B, C N^H)    6, 8, 12        dM 2, 2, 2      dN 2, 2, 4
-    ds  2                                                   dK 1, 2, and a launch of its own 12
+    u: O, B and C N^H 6, 8, 12     dM 2     dN 2, 2, 4     ds 2         in all 12, 14, 20
+    g: O, B and C N^H 6, 8, 12     dM 2     dN 2, 2, 4     S 1, 2, -    in all 11, 14, 18     dK alone -, -, 12
 
-in all 23, 28, 50 where the fixed backward kernel takes 9, 12, 18 and both forward kernels 6, 8, 12: forward and backward
-29, 36, 62 against 15, 20, 30. Memory: u and g twice, thrice at n2 = 64, and du once, 5 or 7 sequences where the fixed
-kernel reads two and writes one.
+where the fixed backward kernel takes 9, 12 and 18 and either forward kernel 6, 8 and 12: forward and backward 29, 36
+and 62 to 15, 20 and 30. From memory come u and g twice, at n2 = 64 thrice, and du goes there: 5 or 7 sequences to the
+fixed kernel's 3.
 
 dN sums over k1, the rows of a tile, so both factors come from shared memory, the left one transposed; the tensor cores
-want 64 of its columns, which are both parts of two rows (n2 = 16, whose products with each other are left unread), of one
-(32) or one part (64). The other sums take their left factor from the registers it was made in.
+want 64 of its columns, which are both parts of two rows (n2 = 16, whose products with each other are not read), of one
+(32), or one part (64). The other sums take their left factor from the registers that it was made in.
 """
 
 import dataclasses
@@ -147,11 +148,17 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
     partial_tiles = shapes.batch % config.rows != 0
     weigh = _by_conjugate if wanted.rows else _by
 
+    results = {}
+    if wanted.rows:
+        results["rows"] = jax.ShapeDtypeStruct((shapes.batch, shapes.features, shapes.length, n2), dtype)
+    if wanted.blocks:
+        for name, planes in (("first", 2), ("second", seconds)):
+            results[name] = jax.ShapeDtypeStruct((schedule.grid * groups, planes, N1, N1), F32)
+    if wanted.spectrum:
+        results["spectrum"] = jax.ShapeDtypeStruct((schedule.splits * groups, shapes.features, 2, N1, n2), F32)
+
     def learned_fft_conv_backward(other, own, spectrum, shift, *refs, scratch):
-        tables, outs = refs[: len(wanted.tables)], list(refs[len(wanted.tables) :])
-        d_rows = outs.pop(0) if wanted.rows else None
-        d_first, d_second = (outs.pop(0), outs.pop(0)) if wanted.blocks else (None, None)
-        d_spectrum = outs.pop(0) if wanted.spectrum else None
+        tables, outs = refs[: len(wanted.tables)], dict(zip(results, refs[len(wanted.tables) :], strict=True))
         block = _Block(schedule, shapes, ["other", "own"], scratch)
         shift_by = shift[0]
         block.clear("other", "own")
@@ -272,7 +279,7 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
                 for r, place in enumerate(staging):
                     place[...] = ds[:, r * n2 : (r + 1) * n2].astype(dtype)
                 plgpu.commit_smem()
-                block.store(staging, lambda b: d_rows.at[b, feature], row)
+                block.store(staging, lambda b: outs["rows"].at[b, feature], row)
             fetch(step + 1 + zero(), "own", own)
             return tuple(first), tuple(second), dk
 
@@ -301,27 +308,19 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
                 def _():
                     part = lax.rem(this, schedule.splits) * groups + block.group
                     for plane in (0, 1):
-                        d_spectrum[part, this // schedule.splits, plane] = dk[plane]
+                        outs["spectrum"][part, this // schedule.splits, plane] = dk[plane]
 
             return tuple(totals)
 
         squares = (2, seconds) if wanted.blocks else (0, 0)
         totals = lax.fori_loop(0, schedule.visits, visit, tuple(nothing(count, N1) for count in squares))
         part = lax.axis_index("block") * groups + block.group
-        for target, sums in zip((d_first, d_second), totals, strict=True):
+        for name, sums in zip(("first", "second"), totals, strict=True):
             for plane, total in enumerate(sums):
-                target[part, plane] = total
+                outs[name][part, plane] = total
         plgpu.wait_smem_to_gmem(0)
 
-    out = []
-    if wanted.rows:
-        out.append(jax.ShapeDtypeStruct((shapes.batch, shapes.features, shapes.length, n2), dtype))
-    if wanted.blocks:
-        parts = schedule.grid * groups
-        out += [jax.ShapeDtypeStruct((parts, planes, N1, N1), F32) for planes in (2, seconds)]
-    if wanted.spectrum:
-        out.append(jax.ShapeDtypeStruct((schedule.splits * groups, shapes.features, 2, N1, n2), F32))
-    return _launch(learned_fft_conv_backward, schedule, _scratch(config, shapes, wanted), tuple(out))
+    return _launch(learned_fft_conv_backward, schedule, _scratch(config, shapes, wanted), tuple(results.values()))
 
 
 def _scratch(config: Config, shapes: Shapes, wanted: Wanted):
@@ -347,15 +346,15 @@ def _scratch(config: Config, shapes: Shapes, wanted: Wanted):
     return scratch
 
 
-def second_cotangent(parts: jax.Array, n2: int) -> tuple[jax.Array, jax.Array]:
-    """Both parts of dN `[n2, k2]`, from sums over tiles, `(parts, planes, 64, 64)`."""
+def second_cotangent(parts: jax.Array, n2: int) -> jax.Array:
+    """dN, `(re | im, n2, k2)`, from sums over tiles, `(parts, planes, 64, 64)`."""
     sums = parts.sum(0)
     if n2 == TILE:
-        return sums[0], sums[1]
+        return sums
     count = TILE // n2 // 2
     by_part = sums[0].reshape(count, 2, n2, count, 2, n2)
     of_one_row = jnp.einsum("ipnjqk,ij->pqnk", by_part, jnp.eye(count), precision="highest")
-    return of_one_row[0, 0] + of_one_row[1, 1], of_one_row[0, 1] - of_one_row[1, 0]
+    return jnp.stack([of_one_row[0, 0] + of_one_row[1, 1], of_one_row[0, 1] - of_one_row[1, 0]])
 
 
 def shared_memory(config: Config, wanted: Wanted) -> int:
@@ -363,7 +362,7 @@ def shared_memory(config: Config, wanted: Wanted) -> int:
 
     Example:
       >>> [max(shared_memory(default_config(n2, w), w) for w in launches(n2)) for n2 in (16, 32, 64)]
-      [180224, 217088, 229376]
+      [182272, 212992, 229376]
     """
     n2, tile = config.n2, N1 * TILE
     seconds = sum(not name.endswith(("first", "twiddle")) for name in wanted.tables)

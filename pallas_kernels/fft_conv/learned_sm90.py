@@ -17,27 +17,9 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.fft_conv import spectrum_sm90
 from pallas_kernels.fft_conv.config import N1, TILE, Config
 from pallas_kernels.fft_conv.kernel_sm90 import Shapes, _Block, _Butterfly, _conj_times, _launch, _Schedule, _scratch
 from pallas_kernels.fft_conv.mosaic import complex_planes, matrices
-from pallas_kernels.fft_conv.tables import _scale, dft_tables
-
-_SHIFT = 31
-"""By which the kernel shifts its loop counter to a zero that the compiler takes for a variable."""
-
-
-class Blocks(NamedTuple):
-    """Complex blocks of one layer, the shift of the right angle and the 1/n of the way back included."""
-
-    f1: jax.Array
-    """`[k1, n1]`, 64 x 64."""
-    f2: jax.Array
-    """`[n2, k2]`."""
-    v2: jax.Array
-    """`[k2, n2]`."""
-    v1: jax.Array
-    """`[n1, k1]`."""
 
 
 class Tables(NamedTuple):
@@ -61,51 +43,6 @@ def default_config(n2: int, warpgroups: int | None = None, spectrum_slots: int |
       Config(n2=64, warpgroups=4, spectrum_slots=1, blocks=132)
     """
     return Config(n2, warpgroups or (3 if n2 == 32 else 4), spectrum_slots or (1 if n2 == TILE else 2))
-
-
-def tables(blocks: Blocks, config: Config) -> Tables:
-    """The tables in float32."""
-    n2, (first, second) = config.n2, (_scale(N1), _scale(config.n2))
-    *_, twiddle = dft_tables(config, jnp.float32)
-    return Tables(
-        _planes(blocks.f1 * first),
-        _real_form(blocks.f2 * second),
-        _planes(blocks.v1.conj() * (N1 * first)),
-        _real_form(blocks.v2.conj() * (n2 * second)),
-        twiddle,
-    )
-
-
-def tap_spectra(taps: jax.Array, f1: jax.Array, f2: jax.Array, config: Config, dtype) -> jax.Array:
-    """The spectra `(D, 2, 64, n2)` of taps `(D, K)`, K <= 64 n2, transformed by blocks of their own, by a kernel."""
-    scaled = _planes(f1 * _scale(N1)), _real_form(f2 * _scale(config.n2))
-    *_, twiddle = dft_tables(config, jnp.float32)
-    shift = jnp.array([_SHIFT], jnp.int32)
-    count = taps[:, None].astype(jnp.float32)
-    return spectrum_sm90.tap_spectra(count, config, dtype, *scaled, twiddle, shift, before=False)[:, 0]
-
-
-def learned_fft_conv(
-    u: jax.Array, taps: jax.Array, blocks: Blocks, kernel_f1: jax.Array, kernel_f2: jax.Array, config: Config
-) -> jax.Array:
-    """Y `(B, D, L)` of u `(B, D, L)`, bfloat16 or float16, and taps `(D, K)`, L and K at most 64 n2.
-
-    Args:
-      u: sequences.
-      taps: of lags from 0.
-      blocks: of the way there and back.
-      kernel_f1: first block of the transform of the taps, `[k1, n1]`.
-      kernel_f2: second block, `[n2, k2]`.
-      config: how it is cut up; its n2 is that of the blocks.
-    """
-    batch, features, length = u.shape
-    padded = jnp.pad(u, [(0, 0), (0, 0), (0, -length % (8 * config.n2))])
-    rows = padded.reshape(batch, features, -1, config.n2)
-    spectrum = tap_spectra(taps, kernel_f1, kernel_f2, config, u.dtype)
-    shapes = Shapes(batch, 1, features, rows.shape[2], jnp.dtype(u.dtype))
-    in_dtype = (table.astype(u.dtype) for table in tables(blocks, config))
-    y = forward(config, shapes)(rows, spectrum, *in_dtype, jnp.array([_SHIFT], jnp.int32))
-    return y.reshape(batch, features, -1)[..., :length]
 
 
 class _WayBack(_Butterfly):
@@ -197,11 +134,3 @@ def shared_memory(config: Config) -> int:
     blocks = 2 * (2 * N1 * N1 + 2 * n2 * 2 * n2)
     spectra = (1 + config.spectrum_slots) * 2 * N1 * n2  # and the twiddle
     return 2 * (blocks + spectra + config.warpgroups * 3 * N1 * TILE)
-
-
-def _planes(z: jax.Array) -> jax.Array:
-    return jnp.stack([z.real, z.imag])
-
-
-def _real_form(z: jax.Array) -> jax.Array:
-    return jnp.stack([jnp.concatenate([z.real, z.imag], 1), jnp.concatenate([-z.imag, z.real], 1)])

@@ -1,4 +1,6 @@
-"""The learned butterfly at a right angle by the fused kernel for Hopper GPUs: the forward pass alone."""
+"""The learned butterfly at a right angle by the fused kernels for Hopper GPUs."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +21,16 @@ def learned_long_conv_mosaic_gpu(
     *,
     blocks: dict[str, Blocks],
     butterfly: LearnedButterfly,
-    warpgroups: int | None = None,
-    spectrum_slots: int | None = None,
+    config: Any = None,
 ) -> Float[Array, "B D L"]:
-    """`learned_long_conv` without a skip, of 16-bit numbers with float32 sums. It has no derivative.
+    """`learned_long_conv` without a skip, of 16-bit numbers with float32 sums; it has first derivatives.
 
     Args:
       u: bfloat16 or float16.
       kernel: one for each feature.
       blocks: of `LearnedButterfly.init`.
       butterfly: at a right angle, of the factors 64 and 16, 32 or 64, its blocks shared by the features, linear.
-      warpgroups: of the kernel, 1 to 4, None for its default.
-      spectrum_slots: likewise, 1 or 2.
+      config: `pallas_kernels.fft_conv.config.Config` of the kernels; None chooses.
 
     Raises:
       NotImplementedError: the kernel does not compute this.
@@ -56,7 +56,7 @@ def learned_long_conv_mosaic_gpu(
             f"{u.shape[-1]}."
         )
     check_pallas_kernels()
-    from pallas_kernels.fft_conv import learned_sm90  # not above: importing Pallas takes a second
+    from pallas_kernels.fft_conv import learned_api  # not above: importing Pallas takes a second
 
     def stages(name):
         options = {"offset_scale": butterfly.offset_scale, "inverse": name == "output"}
@@ -67,6 +67,5 @@ def learned_long_conv_mosaic_gpu(
     exact = [jnp.asarray(block, jnp.complex64) for block in inverse_dft_blocks(plan, RIGHT_ANGLE)]
     back = stages("output") if butterfly.learn_inverse else exact
     # The stages multiply by [k, n] from the left; the kernel's second factor, by its transpose from the right.
-    chain = learned_sm90.Blocks(there[0], there[1].T, back[1].T, back[0])
-    config = learned_sm90.default_config(plan.factors[1], warpgroups, spectrum_slots)
-    return learned_sm90.learned_fft_conv(u, kernel, chain, of_taps[0], of_taps[1].T, config)
+    chain = learned_api.Blocks(there[0], there[1].T, back[1].T, back[0], of_taps[0], of_taps[1].T)
+    return learned_api.learned_fft_conv(u, kernel, chain, config)

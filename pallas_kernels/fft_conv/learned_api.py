@@ -1,0 +1,277 @@
+"""`learned_fft_conv`: padding, choice of configuration, derivatives and sharding around the learned kernels."""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax._src import config as jax_config  # there is no public way to ask whether kernels are being interpreted
+from jax.custom_batching import sequential_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Complex, Float
+
+from pallas_kernels.fft_conv import learned_backward_sm90, learned_sm90, spectrum_sm90
+from pallas_kernels.fft_conv.api import _axes, _needs_cuda_p
+from pallas_kernels.fft_conv.config import N1, Config
+from pallas_kernels.fft_conv.kernel_sm90 import Shapes
+from pallas_kernels.fft_conv.tables import _scale, block_scale, dft_tables
+
+# The kernels shift their loop counter right by this, to a zero that the compiler takes for a variable.
+_SHIFT = 31
+
+
+class Blocks(NamedTuple):
+    """Complex blocks of one layer, the shift of the right angle and the 1/n of the way back included."""
+
+    f1: Complex[Array, "64 64"]
+    """`[k1, n1]`."""
+    f2: Complex[Array, "n2 n2"]
+    """`[n2, k2]`."""
+    v2: Complex[Array, "n2 n2"]
+    """`[k2, n2]`."""
+    v1: Complex[Array, "64 64"]
+    """`[n1, k1]`."""
+    kernel_f1: Complex[Array, "64 64"]
+    """Of the transform of the taps, `[k1, n1]`."""
+    kernel_f2: Complex[Array, "n2 n2"]
+    """`[n2, k2]`."""
+
+
+def learned_fft_conv(
+    u: Float[Array, "B D L"], taps: Float[Array, "D K"], blocks: Blocks, config: Config | None = None
+) -> Float[Array, "B D L"]:
+    """The learned right-angle convolution on Hopper GPUs, one launch forward, two backward, three from 4096 points.
+
+    `Y = Re V1 (conj(T) * (C * K) V2)` with `C = (T * F1 X) F2` of each row and K likewise of its taps. Products are of
+    16-bit numbers with float32 sums. It has derivatives by u, the taps and every block, once; they save the arguments
+    alone and compute everything again. Under a sharded jit each device works on its own rows and features.
+
+    Args:
+      u: bfloat16 or float16; L at most 64 n2.
+      taps: of lags from 0, K at most 64 n2.
+      blocks: of all transforms; n2 is 16, 32 or 64.
+      config: of the forward kernel, and of the backward ones its persistent blocks and at most two of its warpgroups;
+        None chooses.
+
+    Raises:
+      NotImplementedError: for sizes or dtypes that no kernel has, and on being run without a CUDA device.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> u, taps = jnp.ones((2, 3, 1024), jnp.bfloat16), jnp.ones((3, 7))
+      >>> blocks = Blocks(*(jnp.ones((n, n), jnp.complex64) for n in (64, 16, 16, 64, 64, 16)))
+      >>> lowered = jax.jit(learned_fft_conv).trace(u, taps, blocks).lower(lowering_platforms=("cuda",))
+      >>> "mosaic_gpu" in lowered.as_text()
+      True
+    """
+    n2, length = blocks.f2.shape[0], u.shape[-1]
+    config = learned_sm90.default_config(n2) if config is None else config
+    if u.dtype not in (jnp.bfloat16, jnp.float16) or max(length, taps.shape[-1]) > config.points:
+        raise NotImplementedError(
+            f"the learned kernel takes bfloat16 or float16 sequences and taps of at most {config.points} steps; got "
+            f"{u.dtype} of {length} with {taps.shape[-1]} taps."
+        )
+    if math.prod(u.shape) >= 2**31:
+        raise NotImplementedError(
+            f"the learned kernel addresses fewer than 2**31 numbers; got u of shape {u.shape}. Divide the batch."
+        )
+    first, second = _scale(N1), _scale(n2)
+    transforms = _Transforms(
+        _planes(blocks.f1 * first),
+        _planes(blocks.f2 * second),
+        _planes(blocks.v1.conj().T * (N1 * first)),
+        _planes(blocks.v2.conj().T * (n2 * second)),
+        _planes(blocks.kernel_f1 * first),
+        _planes(blocks.kernel_f2 * second),
+    )
+    padded = jnp.pad(u, [(0, 0), (0, 0), (0, -length % (8 * n2))])
+    y = _conv(config, padded.reshape(*u.shape[:2], -1, n2), taps.astype(jnp.float32), transforms)
+    return y.reshape(*u.shape[:2], -1)[..., :length]
+
+
+class _Transforms(NamedTuple):
+    """M and N of each transform (`learned_backward_sm90`), `(re | im, n, n)` in float32, scaled as in `tables`."""
+
+    m: jax.Array
+    n: jax.Array
+    m_back: jax.Array
+    """V1^H."""
+    n_back: jax.Array
+    """V2^H."""
+    m_kernel: jax.Array
+    n_kernel: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(config: Config, u, taps, transforms: _Transforms):
+    """In the kernels' shapes: u and the result `(B, D, rows, n2)`."""
+    return _on_gpu(_forward_op, _forward_specs, config, u, taps, *transforms)
+
+
+def _conv_fwd(config, u, taps, transforms):
+    return _conv(config, u, taps, transforms), (u, taps, transforms)
+
+
+def _conv_bwd(config, saved, g):
+    u, taps, transforms = saved
+    d_u, d_taps, *d_transforms = _on_gpu(_backward_op, _backward_specs, config, u, g, taps, *transforms)
+    return d_u, d_taps, _Transforms(*d_transforms)
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _run_forward(u, taps, m, n, m_back, n_back, m_kernel, n_kernel, twiddle, shift, config: Config):
+    batch, features, length, _ = u.shape
+    spectrum = _spectra(taps, m_kernel, n_kernel, twiddle, shift, config, u.dtype)
+    tables = m, _real_form(n), m_back.mT, _real_form(n_back.mT), twiddle
+    kernel = learned_sm90.forward(config, Shapes(batch, 1, features, length, u.dtype))
+    return kernel(u, spectrum, *(table.astype(u.dtype) for table in tables), shift)[:, 0]
+
+
+def _run_backward(u, g, taps, m, n, m_back, n_back, m_kernel, n_kernel, twiddle, shift, config: Config):
+    batch, features, length, n2 = u.shape
+    spectrum = _spectra(taps, m_kernel, n_kernel, twiddle, shift, config, u.dtype)
+    shapes = Shapes(batch, 1, features, length, u.dtype)
+    of_u, of_g = (u, m, n), (g, m_back, n_back)
+    d_u = d_spectrum = None
+    cotangents = []
+    for wanted in learned_backward_sm90.launches(n2):
+        own, other = (of_u, of_g) if wanted.rows else (of_g, of_u)
+        tables = {
+            "other_first": other[1],
+            "other_second": _real_form(other[2]),
+            "own_first": own[1],
+            "own_second": _real_form(own[2]),
+            "own_back": _real_form(_adjoint(own[2])),
+            "twiddle": twiddle,
+        }
+        kernel = learned_backward_sm90.backward(backward_config(config, wanted), shapes, wanted)
+        in_dtype = (tables[name].astype(u.dtype) for name in wanted.tables)
+        results = list(kernel(other[0], own[0], spectrum, shift, *in_dtype))
+        if wanted.rows:
+            d_u = results.pop(0)
+        if wanted.blocks:
+            d_m, d_n = results.pop(0).sum(0), learned_backward_sm90.second_cotangent(results.pop(0), n2)
+            cotangents += [d_m, d_n]
+        if wanted.spectrum:
+            d_spectrum = results.pop(0).sum(0)
+    of_taps = functools.partial(_spectra_reference, twiddle=twiddle, config=config)
+    d_taps, *d_kernel = jax.vjp(of_taps, taps, m_kernel, n_kernel)[1](d_spectrum)
+    return d_u, d_taps, *cotangents, *d_kernel
+
+
+def backward_config(config: Config, wanted: learned_backward_sm90.Wanted) -> Config:
+    """That of a backward launch beside this forward one.
+
+    Example:
+      >>> config = Config(64, warpgroups=4, blocks=8)
+      >>> backward_config(config, learned_backward_sm90.launches(64)[0])
+      Config(n2=64, warpgroups=2, spectrum_slots=1, blocks=8)
+    """
+    default = learned_backward_sm90.default_config(config.n2, wanted)
+    return dataclasses.replace(default, warpgroups=min(default.warpgroups, config.warpgroups), blocks=config.blocks)
+
+
+def _spectra(taps, m, n, twiddle, shift, config: Config, dtype):
+    """`(D, 2, 64, n2)` in a 16-bit dtype."""
+    tables = m, _real_form(n), twiddle, shift
+    return spectrum_sm90.tap_spectra(taps[:, None], config, dtype, *tables, before=False)[:, 0]
+
+
+def _spectra_reference(taps, m, n, twiddle, config: Config):
+    """Likewise in float32 by plain products."""
+    padded = jnp.pad(taps, [(0, 0), (0, config.points - taps.shape[-1])]) / (config.points * block_scale(config) ** 3)
+    rows = padded.reshape(-1, N1, config.n2)
+    m, n, twiddle = (jax.lax.complex(z[0], z[1]) for z in (m, n, twiddle))
+    highest = functools.partial(jnp.matmul, precision="highest")
+    spectra = highest(twiddle * highest(m, rows.astype(m.dtype)), n)
+    return jnp.stack([spectra.real, spectra.imag], 1)
+
+
+def _planes(z):
+    return jnp.stack([z.real, z.imag]).astype(jnp.float32)
+
+
+def _adjoint(planes):
+    return jnp.stack([planes[0].T, -planes[1].T])
+
+
+def _real_form(planes):
+    """As a right factor of real and imaginary part side by side, `(2, n2, re | im k2)`."""
+    re, im = planes
+    return jnp.stack([jnp.concatenate([re, im], 1), jnp.concatenate([-im, re], 1)])
+
+
+_forward_op = custom_partitioning(_run_forward, static_argnums=(10,))
+_backward_op = custom_partitioning(_run_backward, static_argnums=(11,))
+_REPLICATED = (P(),) * 8
+
+
+def _forward_specs(b, d):
+    """Of the operands and of the result."""
+    return (P(b, d), P(d), *_REPLICATED), P(b, d)
+
+
+def _backward_specs(b, d):
+    return (P(b, d), P(b, d), P(d), *_REPLICATED), (P(b, d), P(d), *(P(),) * 6)
+
+
+def _partition_forward(config, mesh, arguments, result):
+    operands, out = _forward_specs(*_axes(arguments))
+    run = functools.partial(_run_forward, config=config)
+    return mesh, run, NamedSharding(mesh, out), tuple(NamedSharding(mesh, spec) for spec in operands)
+
+
+def _partition_backward(config, mesh, arguments, results):
+    b, d = _axes(arguments)
+    operands, out = _backward_specs(b, d)
+
+    def run(*arguments):
+        d_u, d_taps, *d_blocks = functools.partial(_run_backward, config=config)(*arguments)
+        everywhere = (*(b or ()), *(d or ()))
+        d_blocks = jax.lax.psum(d_blocks, everywhere) if everywhere else d_blocks
+        return d_u, jax.lax.psum(d_taps, b) if b else d_taps, *d_blocks
+
+    return mesh, run, *(tuple(NamedSharding(mesh, spec) for spec in specs) for specs in (out, operands))
+
+
+_BLOCK_AXES = "r s t, v w x, a c e, f g h, i j m, o p q"
+_UNDIVIDED = (*"lnkrstvwxacefghijmopqyz", "zz", "yy")
+_forward_op.def_partition(
+    _partition_forward,
+    sharding_rule=f"b d l n, d k, {_BLOCK_AXES}, y z zz, yy -> b d l n",
+    need_replication_factors=_UNDIVIDED,
+)
+_backward_op.def_partition(
+    _partition_backward,
+    sharding_rule=f"b d l n, b d l n, d k, {_BLOCK_AXES}, y z zz, yy -> b d l n, d k, {_BLOCK_AXES}",
+    need_replication_factors=_UNDIVIDED,
+)
+
+
+def _on_gpu(op, specs, config: Config, u, *operands):
+    """Runs where it is lowered for CUDA, each shard on its device; or in the interpreter, which knows no shards."""
+    twiddle = dft_tables(config, jnp.float32)[2]  # custom_partitioning refuses constants
+    operands = u, *operands, twiddle, jnp.array([_SHIFT], jnp.int32)
+    if jax_config.pallas_tpu_interpret_mode_context_manager.value is not None:
+        return op.fun(*operands, config)
+
+    @sequential_vmap
+    def by_platform(*operands):
+        results = jax.eval_shape(lambda *x: op(*x, config), *operands)
+        return jax.lax.platform_dependent(
+            *operands,
+            cuda=lambda *x: op(*x, config),
+            default=lambda *x: jax.tree.map(lambda r: _needs_cuda_p.bind(*x, shape=r.shape, dtype=r.dtype), results),
+        )
+
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return by_platform(*operands)
+    # Pallas indexes no arrays whose sharding is part of their type.
+    out_sharding = specs(*_axes([jax.typeof(u)]))[1]
+    return jax.sharding.auto_axes(by_platform, out_sharding=out_sharding)(*operands)
