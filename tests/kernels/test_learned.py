@@ -125,13 +125,18 @@ def _build_backward(program):
     shapes = Shapes(64 - options, 1, FEATURES, N1 - 8 * options, dtype)
     rows = jax.ShapeDtypeStruct((shapes.batch, FEATURES, shapes.length, launch.n2), dtype)
     spectrum = jax.ShapeDtypeStruct((FEATURES, 2, N1, launch.n2), dtype)
-    tables = {"first": (2, N1, N1), "second": (2, launch.n2, 2 * launch.n2), "twiddle": (2, N1, launch.n2)}
-    tables["back"] = tables["second"]
-    tables = [jax.ShapeDtypeStruct(tables[name.split("_")[-1]], dtype) for name in launch.wanted.tables]
+    real_form = 2, launch.n2, 2 * launch.n2
+    table_shapes = {"first": (2, N1, N1), "second": real_form, "back": real_form, "twiddle": (2, N1, launch.n2)}
+    tables = [jax.ShapeDtypeStruct(table_shapes[name.split("_")[-1]], dtype) for name in launch.wanted.tables]
     kernel = learned_backward_sm90.backward(launch.config, shapes, launch.wanted)
     return kernel, (rows, rows, spectrum, jax.ShapeDtypeStruct((1,), jnp.int32), *tables)
 
 
+SPILLS = {  # at most: bytes of the stack, bytes spilled to it and read back
+    "n2 = 32, launch 2": (8, 16),
+    "n2 = 64, launch 1": (72, 200),
+    "n2 = 64, launch 2": (16, 32),
+}
 FORWARD = [
     Program("learned forward", _build, learned_sm90.default_config(n2), dtype, options, "learned_fft_conv_forward")
     for n2 in (16, 32, 64)
@@ -153,7 +158,17 @@ def _memory(program):
     return learned_backward_sm90.shared_memory(program.config.config, program.config.wanted)
 
 
-@pytest.mark.parametrize("program", [p for p in FORWARD + BACKWARD if p.dtype == "bfloat16" and p.options], ids=str)
+_QUICK = {"learned forward, n2 = 16", "learned backward, n2 = 64, launch 3"}  # to lower
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(p, marks=() if str(p).rsplit(", ", 2)[0] in _QUICK else pytest.mark.slow, id=str(p))
+        for p in FORWARD + BACKWARD
+        if p.dtype == "bfloat16" and p.options
+    ],
+)
 def test_lowers_for_a_gpu(program):
     kernel, operands = program.build()
     text = jax.jit(kernel).trace(*operands).lower(lowering_platforms=("cuda",)).as_text()
@@ -168,7 +183,9 @@ def test_lowers_for_a_gpu(program):
 @pytest.mark.parametrize("program", FORWARD + BACKWARD, ids=str)
 def test_compiles_and_spills_little(program):
     verdict = ahead_of_time.verdict(program)
-    assert (verdict.stack, verdict.spilled) <= SPILLS.get(str(program.config), (0, 0))
+    stack, spilled = SPILLS.get(str(program.config), (0, 0))
+    assert verdict.stack <= stack
+    assert verdict.spilled <= spilled
     assert verdict.shared == _memory(program)
     assert not verdict.notes
 
