@@ -109,11 +109,6 @@ def split_matrix(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
     return plan.scale * re, plan.scale * im
 
 
-def padded(matrix: jax.Array, rows: int, columns: int) -> jax.Array:
-    """With zeros to that shape."""
-    return jnp.pad(matrix, [(0, rows - matrix.shape[0]), (0, columns - matrix.shape[1])])
-
-
 def radix_tables(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
     """F, scaled, as re | im | -im `(3, 64, 64)`, with zeros beyond h, and f `(r, 2, 64)`, in float32."""
     h, b = plan.height, jnp.arange(N1)

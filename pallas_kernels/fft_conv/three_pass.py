@@ -16,7 +16,6 @@ from pallas_kernels.fft_conv.outer_plan import (
     OuterPlan,
     inner_tables,
     outer_spectra,
-    padded,
     radix_roots,
     radix_tables,
     split_matrix,
@@ -102,8 +101,9 @@ def _join(w, gate, plan: OuterPlan, rows: int):
 
 
 def _stage(shapes, x, gate, matrix):
-    matrix = padded(matrix, shapes.tiles_out * N1, shapes.tiles_in * N1).astype(x.dtype)
-    return outer_sm90.stage(shapes)(x, x if gate is None else gate, matrix.reshape(shapes.tiles_out, N1, -1))
+    x, gate = (part if part is None else _as_matrices(part) for part in (x, gate))
+    result = outer_sm90.stage(shapes)(x, x if gate is None else gate, shapes.stacked(matrix))
+    return result.reshape(*result.shape[:4], BLOCK)
 
 
 def _radix_stage(kernel, x, plan: OuterPlan, rows: int):
