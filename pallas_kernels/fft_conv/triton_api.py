@@ -1,4 +1,4 @@
-"""`fft_conv_triton`: checks, derivatives, sharding and the launches of the Triton kernels."""
+"""`fft_conv_triton`: checks, derivatives and sharding of the Triton kernels."""
 
 import functools
 from typing import NamedTuple
@@ -15,20 +15,8 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.fft_conv import triton_launch
 from pallas_kernels.fft_conv.reference import forward_reference
-from pallas_kernels.fft_conv.triton_plans import (
-    CARDS,
-    PLANS,
-    Card,
-    Plan,
-    card_of,
-    dft_tables,
-    plan_for,
-    tap_cotangent,
-    tap_spectra,
-)
-
-_PROGRAMS = 1024
-"""As many programs keep any card busy: where there are fewer spectra of taps, shares of the batch are summed apart."""
+from pallas_kernels.fft_conv.triton_passes import compute_dtype, flat_tables, plan_of, run_backward, run_forward
+from pallas_kernels.fft_conv.triton_plans import plan_for
 
 
 def fft_conv_triton(
@@ -51,7 +39,7 @@ def fft_conv_triton(
     Transforms have 1024, 2048, 4096 or 8192 points; sequences are read as they lie, of any length up to that. One
     launch convolves. Derivatives save the arguments alone: one launch gives those of u and of its gate, another that of
     the gate of the result, and a third sums the taps' in the form of spectra over the batch, before their one inverse
-    transform.
+    transform. Up to 2048 steps the first and the third are one on GPUs of compute capability 9.0 and 10.0.
     Second derivatives go through `jnp.fft`. Under a sharded jit each device works on its own rows and features.
 
     Raises:
@@ -64,8 +52,8 @@ def fft_conv_triton(
       Traceback (most recent call last):
       NotImplementedError: the Triton kernels take bfloat16, float16 and float32; got float8_e4m3fn.
     """
-    _compute_dtype(u.dtype)
-    plan = plan_for(u.shape[-1], this_card())
+    compute_dtype(u.dtype)
+    plan = plan_for(u.shape[-1], triton_launch.this_card())
     lags = taps.astype(jnp.float32)
     lags = jnp.pad(lags, [(0, 0), (0, 0), (0, plan.points - lags.shape[-1])])[:, :, None]
     if reverse_taps is not None:
@@ -75,33 +63,6 @@ def fft_conv_triton(
     pre_gate = None if pre_gate is None else pre_gate.astype(u.dtype)[:, None]
     post_gate = None if post_gate is None else post_gate.astype(u.dtype)
     return _conv(u[:, None], pre_gate, post_gate, lags.swapaxes(0, 1))
-
-
-def _compute_dtype(dtype):
-    if dtype in (jnp.bfloat16, jnp.float16):
-        return jnp.dtype(dtype)
-    if dtype == jnp.float32:
-        return jnp.dtype(jnp.bfloat16)
-    raise NotImplementedError(f"the Triton kernels take bfloat16, float16 and float32; got {dtype}.")
-
-
-def this_card() -> Card:
-    """The card of this process.
-
-    Raises:
-      NotImplementedError: if there is none that the kernels are for, or no Triton that works.
-    """
-    if triton_launch.interpreter is not None:
-        return CARDS["8.6"]
-    triton_launch.check_installed()
-    try:
-        devices = jax.local_devices(backend="cuda")
-    except RuntimeError:
-        raise NotImplementedError(
-            'implementation "triton" compiles for the CUDA device at hand, and JAX finds none. Use '
-            'implementation="xla" or None here.'
-        ) from None
-    return card_of({device.compute_capability for device in devices})
 
 
 class _Arguments(NamedTuple):
@@ -176,86 +137,9 @@ def _reference_cotangents(u, pre_gate, post_gate, taps, g):
     return *(None if share is None else share.astype(g.dtype) for share in shares), d_taps
 
 
-def _plan(taps) -> Plan:
-    return next(plan for plan in PLANS if plan.points == taps.shape[-1])
-
-
-def _sizes(u, taps) -> dict[str, int]:
-    batch, _, features, length = u.shape
-    return {"BATCH": batch, "CHANNELS": taps.shape[1], "FEATURES": features, "LENGTH": length}
-
-
-def _convolve(x, factor, gate, other_gate, spectra, tables, sizes, plan: Plan, *, conjugate: bool):
-    """`convolve` of `triton_kernel`: out, and other_out if there is another gate."""
-
-    def channels(sequence):
-        return 0 if sequence is None else sequence.shape[1]
-
-    shape = sizes["BATCH"], sizes["CHANNELS"], sizes["FEATURES"], sizes["LENGTH"]
-    out = jax.ShapeDtypeStruct(shape, x.dtype)
-    other_out = jax.ShapeDtypeStruct((1,) if other_gate is None else shape, x.dtype)
-    constants = sizes | {
-        "X_CHANNELS": channels(x),
-        "FACTOR_CHANNELS": channels(factor),
-        "GATE_CHANNELS": channels(gate),
-        "OTHER_CHANNELS": channels(other_gate),
-        "CONJUGATE": int(conjugate),
-    }
-    operands = x, *(x if sequence is None else sequence for sequence in (factor, gate, other_gate)), spectra, *tables
-    programs = -(-shape[0] // plan.rows) * shape[1] * shape[2]
-    results = triton_launch.launch("convolve", operands, (out, other_out), programs, plan, this_card(), constants)
-    return results if other_gate is not None else results[:1]
-
-
-def _run_forward(u, pre_gate, post_gate, taps, *tables, gates: tuple[bool, bool]):
-    plan, tables = _plan(taps), _in_dtype(tables, u.dtype)
-    spectra = tap_spectra(taps, plan).astype(tables[0].dtype)
-    pre_gate, post_gate = (x if there else None for x, there in zip((pre_gate, post_gate), gates, strict=True))
-    (y,) = _convolve(u, pre_gate, post_gate, None, spectra, tables, _sizes(u, taps), plan, conjugate=False)
-    return y
-
-
-def _run_backward(u, pre_gate, post_gate, g, taps, *tables, gates: tuple[bool, bool]):
-    plan, tables = _plan(taps), _in_dtype(tables, u.dtype)
-    spectra = tap_spectra(taps, plan).astype(tables[0].dtype)
-    pre_gate, post_gate = (x if there else None for x, there in zip((pre_gate, post_gate), gates, strict=True))
-    sizes = _sizes(u, taps)
-    other_gate = None if pre_gate is None else u
-    shares = _convolve(g, post_gate, pre_gate, other_gate, spectra, tables, sizes, plan, conjugate=True)
-    if post_gate is not None:
-        shares = [*shares, *_convolve(u, pre_gate, g, None, spectra, tables, sizes, plan, conjugate=False)]
-    d_spectra = _correlate(u, pre_gate, g, post_gate, tables, sizes, plan)
-    return *shares, tap_cotangent(d_spectra, taps, plan)
-
-
-def _correlate(u, pre_gate, g, post_gate, tables, sizes, plan: Plan):
-    """`correlate` of `triton_kernel`, summed: `(D, C, re | im, n1, n2)`."""
-    pieces = plan.n1 // plan.block * (plan.n2 // plan.chunk)
-    spectra = sizes["FEATURES"] * sizes["CHANNELS"]
-    all_tiles = -(-sizes["BATCH"] // plan.rows)
-    tiles = -(-all_tiles // max(1, min(all_tiles, _PROGRAMS // (spectra * pieces))))
-    parts = -(-all_tiles // tiles)
-    constants = sizes | {
-        "FACTOR_CHANNELS": int(pre_gate is not None),
-        "GATE_CHANNELS": 0 if post_gate is None else post_gate.shape[1],
-        "PARTS": parts,
-        "TILES": tiles,
-    }
-    shape = parts, sizes["FEATURES"], sizes["CHANNELS"], 2, plan.n1, plan.rows, plan.n2
-    out = jax.ShapeDtypeStruct(shape, jnp.float32)
-    operands = u, u if pre_gate is None else pre_gate, g, g if post_gate is None else post_gate, *tables
-    card = this_card()
-    (sums,) = triton_launch.launch("correlate", operands, (out,), parts * spectra * pieces, plan, card, constants)
-    return sums.sum((0, 5))
-
-
-def _in_dtype(tables, dtype):
-    return [table.astype(_compute_dtype(dtype)) for table in tables]
-
-
 def _tables(taps):
-    """Operands that every kernel takes last; custom_partitioning refuses constants."""
-    return dft_tables(_plan(taps), jnp.float32)
+    """An operand that every launch takes last; custom_partitioning refuses constants."""
+    return flat_tables(plan_of(taps, triton_launch.this_card()))
 
 
 @functools.cache
@@ -264,7 +148,7 @@ def _forward(gates: tuple[bool, bool]):
 
     @custom_vmap
     def forward(u, pre_gate, post_gate, taps):
-        return _on_gpu(_forward_op, _run_forward, gates, u, pre_gate, post_gate, taps, *_tables(taps))
+        return _on_gpu(_forward_op, run_forward, gates, u, pre_gate, post_gate, taps, _tables(taps))
 
     @forward.def_vmap
     def _(size, batched, *operands):
@@ -280,7 +164,7 @@ def _backward(gates: tuple[bool, bool]):
 
     @custom_vmap
     def backward(u, pre_gate, post_gate, g, taps):
-        return _on_gpu(_backward_op, _run_backward, gates, u, pre_gate, post_gate, g, taps, *_tables(taps))
+        return _on_gpu(_backward_op, run_backward, gates, u, pre_gate, post_gate, g, taps, _tables(taps))
 
     @backward.def_vmap
     def _(size, batched, *operands):
@@ -305,7 +189,7 @@ def _fewer_features(size, x, axis):
 def _shardings(u_spec, gates, *, backward: bool):
     """Of the operands and of the results, for u sharded so: its batch and its features, and nothing else, divided."""
     b, _, d, _ = (*u_spec, None, None, None, None)[:4]
-    sequence, tables = P(b, None, d), (P(), P(), P())
+    sequence, tables = P(b, None, d), (P(),)
     if backward:
         return (*(sequence,) * 4, P(d), *tables), (*(sequence,) * (1 + sum(gates)), P(d)), b
     return (*(sequence,) * 3, P(d), *tables), sequence, b
@@ -314,14 +198,14 @@ def _shardings(u_spec, gates, *, backward: bool):
 def _partition_forward(gates, mesh, arguments, result):
     operands, y, _ = _shardings(arguments[0].sharding.spec, gates, backward=False)
     shardings = tuple(NamedSharding(mesh, spec) for spec in operands)
-    return mesh, functools.partial(_run_forward, gates=gates), NamedSharding(mesh, y), shardings
+    return mesh, functools.partial(run_forward, gates=gates), NamedSharding(mesh, y), shardings
 
 
 def _partition_backward(gates, mesh, arguments, results):
     operands, shares, b = _shardings(arguments[0].sharding.spec, gates, backward=True)
 
     def run(*operands):
-        *shares, d_taps = _run_backward(*operands, gates=gates)
+        *shares, d_taps = run_backward(*operands, gates=gates)
         return *shares, jax.lax.psum(d_taps, b) if b else d_taps
 
     operands, shares = (tuple(NamedSharding(mesh, spec) for spec in specs) for specs in (operands, shares))
@@ -330,8 +214,8 @@ def _partition_backward(gates, mesh, arguments, results):
 
 def _backward_rule(gates, mesh, operands, results):
     shares = "b c d l, " * (1 + sum(gates))
-    rule = f"b s d l, b p d l, b q d l, b c d l, d c a n, x y z, e f g, h i j -> {shares}d c a n"
-    return rule, {"need_replication_factors": tuple("slpqcanxyzefghij")}
+    rule = f"b s d l, b p d l, b q d l, b c d l, d c a n, x -> {shares}d c a n"
+    return rule, {"need_replication_factors": tuple("slpqcanx")}
 
 
 def _named_gates(run, position: int):
@@ -339,12 +223,12 @@ def _named_gates(run, position: int):
     return lambda *arguments: run(*arguments[:position], gates=arguments[position])
 
 
-_forward_op = custom_partitioning(_named_gates(_run_forward, 7), static_argnums=(7,))
-_backward_op = custom_partitioning(_named_gates(_run_backward, 8), static_argnums=(8,))
+_forward_op = custom_partitioning(_named_gates(run_forward, 5), static_argnums=(5,))
+_backward_op = custom_partitioning(_named_gates(run_backward, 6), static_argnums=(6,))
 _forward_op.def_partition(
     _partition_forward,
-    sharding_rule="b s d l, b p d l, b q d l, d c a n, x y z, e f g, h i j -> b c d l",
-    need_replication_factors=tuple("slpqcanxyzefghij"),
+    sharding_rule="b s d l, b p d l, b q d l, d c a n, x -> b c d l",
+    need_replication_factors=tuple("slpqcanx"),
 )
 _backward_op.def_partition(_partition_backward, sharding_rule=_backward_rule)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from pallas_kernels.fft_conv.triton_plans import Card, Plan
+from pallas_kernels.fft_conv.triton_plans import CARDS, Card, Plan, card_of
 
 # jax-triton -> releases of Triton that it works with, and its keyword for the types of results. All with jax 0.11.
 _WORKING: dict[tuple[int, ...], tuple[tuple[tuple[int, ...], ...], str]] = {
@@ -20,6 +20,9 @@ _WAY_OUT = """Run `pip install "jax<0.12" jax-triton=={} "triton=={}.*"` or use 
 
 interpreter: Callable[..., list[jax.Array]] | None = None
 """What tests put in the place of `launch`."""
+
+interpreted_card = "8.6"
+"""The compute capability whose plans are interpreted."""
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -65,15 +68,23 @@ def check_installed() -> None:
         raise NotImplementedError(reason)
 
 
-def plan_constants(name: str, plan: Plan) -> dict[str, int]:
-    """What a kernel is compiled for of a plan."""
-    constants = {"N1": plan.n1, "N2": plan.n2, "ROWS": plan.rows, "CHUNK": plan.chunk}
-    return constants | ({"BLOCK": plan.block, "SUM_CHUNK": plan.chunk} if name == "correlate" else {})
+def this_card() -> Card:
+    """The card of this process.
 
-
-def warps(name: str, plan: Plan) -> int:
-    """Of a kernel's programs."""
-    return 4 if name == "correlate" else plan.warps
+    Raises:
+      NotImplementedError: if there is none that the kernels are for, or no Triton that works.
+    """
+    if interpreter is not None:
+        return CARDS[interpreted_card]
+    check_installed()
+    try:
+        devices = jax.local_devices(backend="cuda")
+    except RuntimeError:
+        raise NotImplementedError(
+            'implementation "triton" compiles for the CUDA device at hand, and JAX finds none. Use '
+            'implementation="xla" or None here.'
+        ) from None
+    return card_of({device.compute_capability for device in devices})
 
 
 def launch(
@@ -85,7 +96,7 @@ def launch(
     card: Card,
     constants: dict[str, Any],
 ) -> list[jax.Array]:
-    """Runs a kernel of `triton_kernel` on so many programs; its constants are those and the plan's.
+    """Runs a kernel of the plan's module on so many programs; its constants are those and the plan's.
 
     Raises:
       NotImplementedError: for more programs than a grid has.
@@ -95,9 +106,9 @@ def launch(
             f"the Triton kernels divide the work into fewer than 2**31 programs; this would be {programs}. Split the "
             f"batch."
         )
-    constants = constants | plan_constants(name, plan)
+    constants = constants | plan.constants(name)
     if interpreter is not None:
-        return interpreter(name, operands, results, programs, constants)
+        return interpreter(plan.module, name, operands, results, programs, constants)
     try:
         jax_triton = importlib.import_module("jax_triton")
     except ImportError as error:  # without the CUDA plugin of JAX it cannot be imported
@@ -105,14 +116,14 @@ def launch(
             f"jax-triton cannot be imported: {str(error).splitlines()[0]} Install the cuda extra, or use "
             f'implementation="xla".'
         ) from error
-    kernels = importlib.import_module("pallas_kernels.fft_conv.triton_kernel")
+    kernels = importlib.import_module(plan.module)
     keyword = _WORKING[_release(importlib.metadata.version("jax-triton"))][1]
     return jax_triton.triton_call(
         *operands,
         kernel=getattr(kernels, name),
         grid=(programs,),
         name=f"fft_conv_{name}",
-        num_warps=warps(name, plan),
+        num_warps=plan.warps_of(name, constants),
         num_stages=plan.stages,
         compute_capability=int(card.capability.replace(".", "")),
         **{keyword: list(results)},

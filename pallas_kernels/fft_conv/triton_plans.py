@@ -1,12 +1,13 @@
 """What the Triton kernels are cut up into, the cards that they are for, and the tables that they read.
 
-A `Plan` is one for all cards, because tiles are bounded by registers, of which every card has 255 for a thread; the
-cards differ in shared memory and in how Triton multiplies on them: `HMMA` on 8.x and 12.0, `HGMMA` on 9.0, `UTCHMMA`
-on 10.0. What the compiler makes of each plan on each card is committed beside the tests, which check `Plan.shared`
-with it.
+Cards differ in shared memory and in how they multiply: `HMMA` on 8.x and 12.0 takes its operands from registers, of
+which a thread has 255 and each warp needs its own copy of a right operand; `HGMMA` on 9.0 and `UTCHMMA` on 10.0 read
+shared memory. Each of the two kinds has its kernels and its plans. What the compiler makes of each plan on each card is
+committed beside the tests, which check `Plan.shared` with it.
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +18,14 @@ from pallas_kernels.fft_conv.tables import twist
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a convolution is cut up.
+    """How a convolution is cut up, for either kind of tensor core.
 
     Attributes:
       n1, n2: the DFT factors; the transform has n1 n2 points.
-      rows: of the batch, side by side in a tile of n1 x (rows n2) numbers.
-      warps: of a program of `convolve`, which carries one tile; one of `correlate` has 4.
-      block: rows k1 that a program of `correlate` makes.
+      warps: of a program of `convolve`.
       shared: bytes of shared memory that no kernel of this plan needs more of, on any card.
-      chunk: columns of a right operand that are there at once.
+      chunk: columns of F2 that are there at once.
+      block, columns: k1 and k2 that a program makes of a cotangent of the spectra alone.
       stages: copies of a piece that a loop has under way.
 
     Raises:
@@ -34,30 +34,38 @@ class Plan:
 
     n1: int
     n2: int
-    rows: int
     warps: int
-    block: int
     shared: int
-    chunk: int = 16
+    chunk: int
+    block: int
+    columns: int
     stages: int = 1
+
+    module: ClassVar[str]
+    """Where its kernels are."""
 
     def __post_init__(self):
         for name, least in (
             ("n1", 64),
             ("n2", 16),
-            ("rows", 1),
             ("warps", 4),
             ("block", 32),
             ("chunk", 16),
+            ("columns", 16),
             ("stages", 1),
         ):
-            value = getattr(self, name)
-            if value < least or (name != "stages" and value & (value - 1)):
-                raise ValueError(f"{name} must be a power of two from {least}; got {value}.")
+            self._check(name, least)
         if self.block > self.n1:
             raise ValueError(f"block must be at most n1, {self.n1}; got {self.block}.")
         if self.chunk > min(self.n1, self.n2):
             raise ValueError(f"chunk must be at most n1 and n2, {self.n1} and {self.n2}; got {self.chunk}.")
+        if self.columns > self.n2:
+            raise ValueError(f"columns must be at most n2, {self.n2}; got {self.columns}.")
+
+    def _check(self, name: str, least: int):
+        value = getattr(self, name)
+        if value < least or (name != "stages" and value & (value - 1)):
+            raise ValueError(f"{name} must be a power of two from {least}; got {value}.")
 
     @property
     def points(self) -> int:
@@ -69,27 +77,189 @@ class Plan:
         """What both blocks together multiply a spectrum by."""
         return _scale(self.n1) * _scale(self.n2)
 
+    def rows_of_program(self, batch: int, spectra: int) -> int:
+        """Rows of the batch that a program of `convolve` takes, where there are so many spectra of taps."""
+        raise NotImplementedError
 
-PLANS = (
-    Plan(64, 16, rows=2, warps=4, block=64, shared=24 * 1024),
-    Plan(64, 32, rows=1, warps=4, block=64, shared=24 * 1024),
-    Plan(64, 64, rows=1, warps=4, block=32, shared=40 * 1024),
-    Plan(128, 64, rows=1, warps=8, block=32, shared=72 * 1024),
+    def warps_of(self, kernel: str, constants: dict[str, Any]) -> int:
+        """Of a program of the kernel with these constants."""
+        raise NotImplementedError
+
+    def constants(self, kernel: str) -> dict[str, int]:
+        """What a kernel is compiled for of a plan."""
+        raise NotImplementedError
+
+    def tables(self) -> list[np.ndarray]:
+        """Operands that every kernel takes, in float64."""
+        raise NotImplementedError
+
+    def blocks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """F1 (k1, n1), F2 (n2, k2) and T (k1, n2) of `tables`, complex, for any factors."""
+        n1, n2 = self.n1, self.n2
+        k1, columns = np.arange(n1)[:, None] + 0.25, np.arange(n2)
+        f1 = np.exp(-2j * np.pi * (k1 * np.arange(n1) / n1 % 1)) * _scale(n1)
+        f2 = np.exp(-2j * np.pi * (np.outer(columns, columns) % n2 / n2)) * _scale(n2)
+        return f1, f2, np.exp(-2j * np.pi * k1 * columns / self.points)
+
+    def spectra(self, taps: jax.Array) -> jax.Array:
+        """Those of taps `(..., 1 or 2, n)`, in float32 and as the kernels read them: K = F(taps) + i F(taps ahead).
+
+        Where there are two rows, the first has the taps at lags from -n: a step before the first is n later in the
+        right-angle transform and comes back with a factor i.
+        """
+        n = self.points
+        lags = taps[..., -1, :] if taps.shape[-2] == 1 else jax.lax.complex(taps[..., 1, :], taps[..., 0, :])
+        spectra = jnp.fft.fft(lags * twist(n)) / (n * self.scale**2)
+        spectra = spectra.reshape(*spectra.shape[:-1], self.n2, self.n1).swapaxes(-1, -2)
+        return jnp.stack([spectra.real, spectra.imag], self.axis_of_parts)
+
+    axis_of_parts: ClassVar[int]
+    """Of the real and the imaginary part of a spectrum."""
+
+    def cotangent_of_taps(self, d_spectra: jax.Array, taps: jax.Array) -> jax.Array:
+        """The cotangent of taps whose spectra have this one."""
+        (d_taps,) = jax.vjp(self.spectra, taps)[1](d_spectra)
+        return d_taps
+
+
+def _scale(size: int) -> float:
+    return 2.0 ** -(size.bit_length() // 2)
+
+
+def _planes(z: np.ndarray) -> np.ndarray:
+    return np.stack([z.real, z.imag])
+
+
+@dataclasses.dataclass(frozen=True)
+class RegisterPlan(Plan):
+    """A plan of the kernels in `triton_registers`.
+
+    Attributes:
+      rows: of the batch, side by side in a tile of n1 x (rows n2) numbers.
+
+    Example:
+      >>> [table.shape for table in MMA_PLANS[0].tables()]
+      [(2, 64, 64), (2, 16, 16), (2, 64, 16)]
+    """
+
+    rows: int = 1
+
+    module = "pallas_kernels.fft_conv.triton_registers"
+    axis_of_parts = -3
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check("rows", 1)
+
+    def rows_of_program(self, batch: int, spectra: int) -> int:
+        return self.rows
+
+    def warps_of(self, kernel: str, constants: dict[str, Any]) -> int:
+        return 4 if kernel == "correlate" else self.warps
+
+    def constants(self, kernel: str) -> dict[str, int]:
+        found = {"N1": self.n1, "N2": self.n2}
+        if kernel == "correlate":
+            return found | {"BLOCK": self.block, "CHUNK": self.columns, "SUM_CHUNK": self.chunk}
+        return found | {"CHUNK": self.chunk}
+
+    def tables(self) -> list[np.ndarray]:
+        """F1, F2 and T, each `(re | im, rows, columns)`."""
+        return [_planes(z) for z in self.blocks()]
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedPlan(Plan):
+    """A plan of the kernels in `triton_shared`.
+
+    Attributes:
+      together: whether one launch makes the cotangents of sequences and of spectra; otherwise registers do not suffice.
+      keep: whether `convolve` keeps twiddle and taps in registers.
+      ahead: whether `convolve` loads a row while it works on the one before.
+
+    Example:
+      >>> [table.shape for table in WGMMA_PLANS[0].tables()]
+      [(128, 64), (64, 128), (32, 32), (64, 16, 2)]
+    """
+
+    together: bool = False
+    keep: bool = False
+    ahead: bool = False
+
+    module = "pallas_kernels.fft_conv.triton_shared"
+    axis_of_parts = -1
+
+    def rows_of_program(self, batch: int, spectra: int) -> int:
+        return max(1, min(_MOST_ROWS, batch, batch * spectra // _PROGRAMS))
+
+    def warps_of(self, kernel: str, constants: dict[str, Any]) -> int:
+        gated = constants["FACTOR_CHANNELS"] > 0 or constants["GATE_CHANNELS"] > 0
+        if kernel == "backward" and (gated or not self.together):
+            return 8
+        return self.warps
+
+    def constants(self, kernel: str) -> dict[str, int]:
+        found = {"N1": self.n1, "N2": self.n2}
+        if kernel == "convolve":
+            return found | {"CHUNK": self.chunk, "KEEP": int(self.keep), "AHEAD": int(self.ahead)}
+        return found | {"BLOCK": self.block, "COLUMNS": self.columns}
+
+    def tables(self) -> list[np.ndarray]:
+        """F1 `(re | im k1, n1)`, its transpose for the way back `(n1, re | -im k1)`, F2 in real form and T in pairs."""
+        f1, f2, twiddle = self.blocks()
+        rows = np.stack([np.stack([f2.real, f2.imag], -1), np.stack([-f2.imag, f2.real], -1)], 1)
+        return [
+            np.concatenate([f1.real, f1.imag]),
+            np.concatenate([f1.real.T, -f1.imag.T], 1),
+            rows.reshape(2 * self.n2, 2 * self.n2),
+            np.stack([twiddle.real, twiddle.imag], -1),
+        ]
+
+
+_PROGRAMS = 2048
+"""So many keep any card busy."""
+
+_MOST_ROWS = 16
+"""That a program takes: enough that loading the tables does not count."""
+
+
+MMA_PLANS = (
+    RegisterPlan(64, 16, 4, 24 * 1024, chunk=16, block=64, columns=16, rows=2),
+    RegisterPlan(64, 32, 4, 24 * 1024, chunk=16, block=64, columns=16),
+    RegisterPlan(64, 64, 4, 40 * 1024, chunk=16, block=32, columns=16),
+    RegisterPlan(128, 64, 8, 72 * 1024, chunk=16, block=32, columns=16),
 )
-"""Shortest first."""
+"""For products of operands in registers; shortest first, like the others."""
+
+WGMMA_PLANS = (
+    SharedPlan(64, 16, 4, 48 * 1024, chunk=16, block=64, columns=16, together=True, keep=True, ahead=True),
+    SharedPlan(64, 32, 4, 56 * 1024, chunk=32, block=64, columns=32, together=True),
+    SharedPlan(64, 64, 4, 96 * 1024, chunk=64, block=64, columns=64),
+    SharedPlan(128, 64, 8, 168 * 1024, chunk=32, block=64, columns=64),
+)
+"""For 9.0."""
+
+TCGEN05_PLANS = (
+    SharedPlan(64, 16, 4, 48 * 1024, chunk=16, block=64, columns=16, together=True),
+    SharedPlan(64, 32, 8, 56 * 1024, chunk=32, block=64, columns=32, together=True),
+    SharedPlan(64, 64, 8, 96 * 1024, chunk=32, block=64, columns=64),
+    SharedPlan(64, 128, 8, 104 * 1024, chunk=32, block=64, columns=32),
+)
+"""For 10.0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """A kind of GPU: its compute capability, and the bytes of shared memory that one block may use."""
+    """A kind of GPU: its compute capability, the bytes of shared memory that one block may use, and all its plans."""
 
     capability: str
     shared: int
+    all_plans: tuple[Plan, ...] = MMA_PLANS
 
     @property
     def plans(self) -> tuple[Plan, ...]:
         """Those for which it has the shared memory."""
-        return tuple(plan for plan in PLANS if plan.shared <= self.shared)
+        return tuple(plan for plan in self.all_plans if plan.shared <= self.shared)
 
     @property
     def longest(self) -> int:
@@ -108,8 +278,8 @@ CARDS = {
         Card("8.0", 163 * 1024),  # A100, A30
         Card("8.6", 99 * 1024),  # RTX 30, A40, A10
         Card("8.9", 99 * 1024),  # RTX 40, L4, L40S
-        Card("9.0", 227 * 1024),  # H100, H200
-        Card("10.0", 227 * 1024),  # B200
+        Card("9.0", 227 * 1024, WGMMA_PLANS),  # H100, H200
+        Card("10.0", 227 * 1024, TCGEN05_PLANS),  # B200
         Card("12.0", 99 * 1024),  # RTX 50, RTX PRO 6000
     )
 }
@@ -163,40 +333,3 @@ def plan_for(length: int, card: Card) -> Plan:
         f"{card.capability}, which has {card.shared // 1024} KB of shared memory for a block; got {length}. Use "
         f'implementation="xla".'
     )
-
-
-def _scale(size: int) -> float:
-    return 2.0 ** -(size.bit_length() // 2)
-
-
-def dft_tables(plan: Plan, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """F1, F2 and T of `tables` for any factors, each `(re | im, rows, columns)`."""
-    n1, n2 = plan.n1, plan.n2
-    k1, columns = np.arange(n1)[:, None] + 0.25, np.arange(n2)
-    f1 = np.exp(-2j * np.pi * (k1 * np.arange(n1) / n1 % 1)) * _scale(n1)
-    f2 = np.exp(-2j * np.pi * (np.outer(columns, columns) % n2 / n2)) * _scale(n2)
-    twiddle = np.exp(-2j * np.pi * k1 * columns / plan.points)
-
-    def planes(z):
-        return jnp.asarray(np.stack([z.real, z.imag]), dtype)
-
-    return planes(f1), planes(f2), planes(twiddle)
-
-
-def tap_spectra(taps: jax.Array, plan: Plan) -> jax.Array:
-    """The spectra of taps `(..., 1 or 2, n)` in float32, `(..., re | im, n1, n2)`: K = F(taps) + i F(taps ahead).
-
-    Where there are two rows, the first has the taps at lags from -n: a step before the first is n later in the
-    right-angle transform and comes back with a factor i.
-    """
-    n = plan.points
-    lags = taps[..., -1, :] if taps.shape[-2] == 1 else jax.lax.complex(taps[..., 1, :], taps[..., 0, :])
-    spectra = jnp.fft.fft(lags * twist(n)) / (n * plan.scale**2)
-    spectra = spectra.reshape(*spectra.shape[:-1], plan.n2, plan.n1).swapaxes(-1, -2)
-    return jnp.stack([spectra.real, spectra.imag], -3)
-
-
-def tap_cotangent(d_spectra: jax.Array, taps: jax.Array, plan: Plan) -> jax.Array:
-    """The cotangent of taps whose spectra have this one."""
-    (d_taps,) = jax.vjp(lambda taps: tap_spectra(taps, plan), taps)[1](d_spectra)
-    return d_taps

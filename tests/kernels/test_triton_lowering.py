@@ -59,6 +59,16 @@ def test_a_convolution_is_one_launch_and_its_gradient_two_or_with_a_post_gate_th
     assert calls(jax.grad(gated, (0, 1, 2, 3)), u, kernel, u, u) == ["triton_kernel_call"] * 3
 
 
+@pytest.mark.parametrize(("length", "launches"), [(2048, 1), (2049, 2), (8192, 2)])
+def test_on_hopper_the_gradient_is_one_launch_as_long_as_registers_suffice(length, launches, monkeypatch):
+    monkeypatch.setattr(_Gpu, "compute_capability", "9.0")
+    jax.clear_caches()
+    u, kernel = arrays(length=length)
+    assert calls(triton, u, kernel) == ["triton_kernel_call"]
+    assert calls(jax.grad(total, (0, 1)), u, kernel) == ["triton_kernel_call"] * launches
+    jax.clear_caches()
+
+
 def test_vmap_is_one_launch():
     u, kernel = arrays(batch=(5, 4))
     assert calls(jax.vmap(triton, in_axes=(0, None)), u, kernel) == ["triton_kernel_call"]

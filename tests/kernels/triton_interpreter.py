@@ -1,6 +1,6 @@
 """Runs the Triton kernels on the CPU, in Triton's own interpreter, inside jitted JAX programs.
 
-Interpreted is a copy of `triton_kernel` that is made while Triton's switch for that is on, so that the kernels of this
+Interpreted is a copy of the kernels that is made while Triton's switch for that is on, so that the kernels of this
 process stay as they are and compile. Four things are mended: the interpreter wants tensors of PyTorch; its products of
 bfloat16 multiply bit patterns; it cuts float32 off to bfloat16, which GPUs round to nearest; and bounds of its loops
 are arrays of one number, which NumPy 2.5 takes for no number.
@@ -27,17 +27,16 @@ from triton.runtime import interpreter
 from pallas_kernels.fft_conv import triton_launch
 
 _COPIES = tempfile.TemporaryDirectory()
-_KERNELS = importlib.util.find_spec("pallas_kernels.fft_conv.triton_kernel").origin
 
 
 @functools.cache
-def kernels(changes: tuple[tuple[str, str], ...] = ()):
-    """The interpreted copy, with pieces of its source replaced."""
-    source = Path(_KERNELS).read_text()
+def kernels(kernel_module: str, changes: tuple[tuple[str, str], ...] = ()):
+    """The interpreted copy of a module, with pieces of its source replaced."""
+    source = Path(importlib.util.find_spec(kernel_module).origin).read_text()
     for old, new in changes:
         assert source.count(old) == 1, f"{source.count(old)} times in the kernels: {old}"
         source = source.replace(old, new)
-    name = f"interpreted_triton_kernel_{kernels.cache_info().misses}"
+    name = f"interpreted_triton_{kernels.cache_info().misses}"
     file = Path(_COPIES.name, f"{name}.py")  # the interpreter reads it again
     file.write_text(source)
     spec = importlib.util.spec_from_file_location(name, file)
@@ -96,19 +95,22 @@ _changes: tuple[tuple[str, str], ...] = ()
 """Those in force: looked up when a kernel runs, for JAX keeps what it has traced."""
 
 
+_traced_card: str | None = None
+"""The card for which the launches were traced that JAX may keep."""
+
 _one_at_a_time = threading.Lock()
 """What is mended, and the place in the grid, are the whole process's: two devices would read each other's."""
 
 
-def _run(name, results, programs, constants, first, *arrays):
+def _run(kernel_module, name, results, programs, constants, first, *arrays):
     with _one_at_a_time:
-        return _run_alone(name, results, programs, constants, first, *arrays)
+        return _run_alone(kernel_module, name, results, programs, constants, first, *arrays)
 
 
-def _run_alone(name, results, programs, constants, first, *arrays):
+def _run_alone(kernel_module, name, results, programs, constants, first, *arrays):
     arrays = [np.ascontiguousarray(array) for array in arrays]
     outputs = [np.zeros(result.shape, result.dtype) for result in results]
-    kernel = getattr(kernels(_changes), name)
+    kernel = getattr(kernels(kernel_module, _changes), name)
     names = list(kernel.arg_names)
     tensors = dict(zip(names, map(_Tensor, [*arrays, *outputs]), strict=False))
     executor = interpreter.GridExecutor(kernel.rewrite(), names, (programs,))
@@ -129,22 +131,27 @@ def _run_alone(name, results, programs, constants, first, *arrays):
 
 
 @contextlib.contextmanager
-def interpreted(*changes: tuple[str, str]) -> Iterator[list[str]]:
-    """While it lasts, launches are interpreted; yields the names of those that were made."""
+def interpreted(*changes: tuple[str, str], card: str = "8.6") -> Iterator[list[str]]:
+    """While it lasts, launches are interpreted, with the plans of a card; yields the names of those that were made."""
+    global _traced_card
+    if card != _traced_card:  # JAX keeps what it has traced, and knows nothing of cards
+        jax.clear_caches()
+        _traced_card = card
     launches: list[str] = []
 
-    def launch(name, operands, results, programs, constants):
+    def launch(kernel_module, name, operands, results, programs, constants):
         launches.append(name)
-        run = functools.partial(_run, name, results, programs, constants, 0)
+        run = functools.partial(_run, kernel_module, name, results, programs, constants, 0)
         return list(jax.pure_callback(run, list(results), *operands))
 
     with (
         mock.patch.object(triton_launch, "interpreter", launch),
+        mock.patch.object(triton_launch, "interpreted_card", card),
         mock.patch.object(sys.modules[__name__], "_changes", tuple(changes)),
     ):
         yield launches
 
 
-def run_program(name: str, arrays, results, program: int, constants) -> list[np.ndarray]:
+def run_program(kernel_module: str, name: str, arrays, results, program: int, constants) -> list[np.ndarray]:
     """Runs one program of a grid."""
-    return _run(name, results, 1, constants, program, *arrays)
+    return _run(kernel_module, name, results, 1, constants, program, *arrays)

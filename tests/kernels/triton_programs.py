@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import itertools
 import json
@@ -24,8 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pallas_kernels.fft_conv import triton_kernel, triton_launch
-from pallas_kernels.fft_conv.triton_plans import CARDS, PLANS, Card, Plan
+from pallas_kernels.fft_conv.triton_plans import CARDS, Card, Plan, SharedPlan
 from tests.kernels.sources import tokens
 
 FILE = Path(__file__).with_suffix(".json")
@@ -35,7 +35,7 @@ TENSOR_CORES = {"8.0": "HMMA", "8.6": "HMMA", "8.9": "HMMA", "9.0": "HGMMA", "10
 _TRITON = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
 
-# Directions with every gate that they can have, and the forward one without: all others are parts of these.
+# Directions with every gate that they can have, and two without: all others are parts of these.
 _CONVOLVE = {"X_CHANNELS": 1, "FACTOR_CHANNELS": 0, "GATE_CHANNELS": 0, "OTHER_CHANNELS": 0, "CONJUGATE": 0}
 DIRECTIONS: dict[str, tuple[str, dict[str, int]]] = {
     "forward": ("convolve", _CONVOLVE),
@@ -45,7 +45,20 @@ DIRECTIONS: dict[str, tuple[str, dict[str, int]]] = {
         {"X_CHANNELS": 2, "FACTOR_CHANNELS": 2, "GATE_CHANNELS": 1, "OTHER_CHANNELS": 1, "CONJUGATE": 1},
     ),
     "backward, taps": ("correlate", {"FACTOR_CHANNELS": 1, "GATE_CHANNELS": 2, "PARTS": 4}),
+    "backward, taps, shared": ("backward", {"FACTOR_CHANNELS": 1, "GATE_CHANNELS": 2, "SEQUENCES": 0}),
+    "backward": ("backward", {"FACTOR_CHANNELS": 0, "GATE_CHANNELS": 0, "SEQUENCES": 1}),
+    "backward, gated": ("backward", {"FACTOR_CHANNELS": 1, "GATE_CHANNELS": 2, "SEQUENCES": 1}),
 }
+_WHOLE = "forward", "backward"
+
+
+def directions(plan: Plan) -> tuple[str, ...]:
+    """Those in which a plan's kernels are launched."""
+    if not isinstance(plan, SharedPlan):
+        return "forward", "forward, gated", "backward, sequences", "backward, taps"
+    if plan.together:
+        return "forward", "forward, gated", "backward", "backward, gated"
+    return "forward", "forward, gated", "backward, sequences", "backward, taps, shared"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,46 +80,60 @@ class Program:
 
     @property
     def constants(self) -> dict[str, int]:
-        """Of a batch and a length that fill no tile, so that everything is masked; the plain forward one is not."""
-        whole = self.direction == "forward"
+        """Of a batch and a length that fill no tile, so that everything is masked; without gates nothing is."""
+        whole = self.direction in _WHOLE
         sizes = {"BATCH": 64 if whole else 63, "CHANNELS": 1 if whole else 2, "FEATURES": 768}
         sizes["LENGTH"] = self.plan.points if whole else self.plan.points - 3
+        sizes["ROWS"] = self.plan.rows_of_program(sizes["BATCH"], sizes["CHANNELS"] * sizes["FEATURES"])
         if self.kernel == "correlate":
-            sizes["TILES"] = 16 // self.plan.rows
-        return sizes | DIRECTIONS[self.direction][1] | triton_launch.plan_constants(self.kernel, self.plan)
+            sizes["TILES"] = 16 // sizes["ROWS"]
+        return sizes | DIRECTIONS[self.direction][1] | self.plan.constants(self.kernel)
+
+    @property
+    def function(self):
+        """The kernel as Triton has it."""
+        return getattr(importlib.import_module(self.plan.module), self.kernel)
+
+    @property
+    def warps(self) -> int:
+        return self.plan.warps_of(self.kernel, self.constants)
 
     @property
     def types(self) -> dict[str, str]:
         """Of the kernel's pointers."""
         tables = "bf16" if self.dtype == "float32" else _TRITON[self.dtype]
         found = {}
-        for name in getattr(triton_kernel, self.kernel).arg_names:
+        for name in self.function.arg_names:
             if name not in self.constants:
-                found[name] = tables if name in ("spectrum", "f1", "f2", "twiddle") else _TRITON[self.dtype]
-        return found | ({"out": "fp32"} if self.kernel == "correlate" else {})
+                table = name in ("spectrum", "f1", "f1_back", "f2", "twiddle")
+                found[name] = tables if table else _TRITON[self.dtype]
+        return found | ({} if self.kernel == "convolve" else {"out": "fp32"})
 
 
-# bfloat16 on every card; the other dtypes, which change the kind of a product or the width of a load, on the oldest.
+# bfloat16 on every card; the other dtypes, which change the kind of a product or the width of a load, on one of each
+# kind.
 PROGRAMS = tuple(
     Program(direction, plan, dtype, card)
-    for dtype, plan, card, direction in itertools.product(DTYPES, PLANS, CARDS.values(), DIRECTIONS)
-    if plan in card.plans and (dtype == "bfloat16" or card.capability == "8.0")
+    for dtype, card in itertools.product(DTYPES, CARDS.values())
+    if dtype == "bfloat16" or card.capability in ("8.0", "9.0")
+    for plan in card.plans
+    for direction in directions(plan)
 )
 
 
 @functools.cache
-def _source() -> str:
-    return tokens(Path(triton_kernel.__file__).read_text())
+def _source(module: str) -> str:
+    return tokens(Path(importlib.import_module(module).__file__).read_text())
 
 
 def digest(program: Program, version: str) -> str:
     """The hash of what a program is compiled from: the kernels' source, its constants and options, and the compiler."""
     given = {
-        "source": _source(),
+        "source": _source(program.plan.module),
         "kernel": program.kernel,
         "constants": program.constants,
         "types": program.types,
-        "warps": triton_launch.warps(program.kernel, program.plan),
+        "warps": program.warps,
         "stages": program.plan.stages,
         "capability": program.card.capability,
         "triton": version,
@@ -116,14 +143,14 @@ def digest(program: Program, version: str) -> str:
 
 def verdict(program: Program) -> dict[str, Any]:
     """Registers of a thread, bytes of stack and of shared memory, and how many instructions of each kind of product."""
-    kernel, constants, types = getattr(triton_kernel, program.kernel), program.constants, program.types
+    kernel, constants, types = program.function, program.constants, program.types
     signature = {name: "constexpr" if name in constants else f"*{types[name]}" for name in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name not in constants}
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", int(program.card.capability.replace(".", "")), 32),
         options={
-            "num_warps": triton_launch.warps(program.kernel, program.plan),
+            "num_warps": program.warps,
             "num_stages": program.plan.stages,
         },
     )

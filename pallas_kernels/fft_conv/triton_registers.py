@@ -1,6 +1,6 @@
-"""Kernel bodies in Triton: the right-angle butterfly convolution for every CUDA GPU with 16-bit tensor cores.
+"""Kernel bodies in Triton for tensor cores whose operands are in registers: compute capability 8.x and 12.0.
 
-The algebra is that of `triton_tables`: a row of the sequence is an N1 x N2 matrix X, and a program carries ROWS rows of
+The algebra is that of `triton_plans`: a row of the sequence is an N1 x N2 matrix X, and a program carries ROWS rows of
 the batch side by side through the whole chain,
 
     A = F1 X            (k1, r n2)      B = A * T
