@@ -100,8 +100,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="file to write the rows to, as JSON")
     parser.add_argument("--quick", action="store_true", help="small, and with few repetitions")
     settings = parser.parse_args(argv)
-    if min(*settings.sizes, settings.batch, settings.features) < 1:
-        parser.error("--sizes, --batch and --features must be at least 1")
+    for name, values in ("sizes", settings.sizes), ("batch", [settings.batch]), ("features", [settings.features]):
+        if min(values) < 1:
+            parser.error(f"--{name} must be at least 1; got {min(values)}")
     if settings.out is not None and not settings.out.parent.is_dir():
         parser.error(f"--out must be in a folder that exists; got {settings.out}")
     return settings

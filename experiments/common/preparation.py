@@ -1,11 +1,13 @@
-"""Makes the folder of a dataset once: whole or not at all, by one process at a time."""
+"""Makes the folder of a dataset once: whole or not at all, by one process at a time; and the commands that do."""
 
 import contextlib
 import fcntl
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -52,6 +54,29 @@ def progress(console: Console) -> Progress:
     """Bars on a terminal, nothing elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def command[Options](
+    options: type[Options], prepare: Callable[[Options, Console], tuple[Path, int]], *, prog: str, rows: str
+) -> None:
+    """What `python -m` of a dataset runs: prepares it by the options of the command line.
+
+    Args:
+      options: a dataclass.
+      prepare: has the folder made, and returns it and the number of rows in it.
+      prog: the command, for its help.
+      rows: what they are.
+    """
+    console = Console()
+    try:
+        chosen = tyro.cli(options, prog=prog)
+        start = time.perf_counter()
+        folder, count = prepare(chosen, console)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; run the same command again to start over.") from None
+    console.print(f"{count:,} {rows} are in {folder} ({time.perf_counter() - start:.0f} s)", soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import grain
@@ -19,6 +20,19 @@ from flax import linen as nn
 
 import flashbutterfly_jax as fb
 from experiments.common.sharding import StateSharding
+
+SMOKE_SCHEDULE: Mapping[str, Any] = MappingProxyType(
+    {
+        "steps": 6,
+        "batch_size": 4,
+        "warmup_steps": 1,
+        "decay_steps": None,
+        "log_every": 2,
+        "evaluate_every": 3,
+        "checkpoint_every": 2,
+    }
+)
+"""Options of every preset `smoke`: too few steps to learn from, and enough to be stopped in, evaluated and saved."""
 
 type Batch = Any
 """A tree of arrays, most often a dictionary, whose leading axes are the examples of the batch."""

@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from experiments.common.classifier import ClassifierRecipe
-from experiments.common.task import Batch, Measure, Task, classification
+from experiments.common.task import SMOKE_SCHEDULE, Batch, Measure, Task, classification
 from experiments.fmri import parameters, windows
 from experiments.fmri.folder import Folder
 from experiments.fmri.model import BrainModel
@@ -55,14 +55,17 @@ class BrainRecipe(ClassifierRecipe):
     networks: int = 1024
     """Signals of each volume."""
 
-    tar_dir: Path | None = None
+    source: Literal["archives", "arrays", "generated"] = "archives"
+    """Which runs: released, of one's own, or made up, which are not brains but look like them."""
+
+    tar_dir: Path = Path("data/learning-from-brains/data")
     """Folder of the released archives."""
 
-    array_dir: Path | None = None
-    """Folder of .npy or .npz files and a table, runs.csv, to use instead."""
+    array_dir: Path = Path("data/runs")
+    """Folder of arrays: .npy or .npz files, and a table, runs.csv."""
 
     study: Study = field(default_factory=Study)
-    """What to draw where there is neither folder: not brains, but what looks like them."""
+    """What to generate."""
 
     split_seed: int = 1234
     """Of the choice of runs or subjects for training."""
@@ -73,10 +76,7 @@ class BrainRecipe(ClassifierRecipe):
         self.require("window", self.window >= windows.SHORTEST, f"at least {windows.SHORTEST}")
         self.require("networks", self.networks >= 1, "at least 1")
         self.require("split_seed", self.split_seed >= 0, "at least 0")
-        both = self.tar_dir is not None and self.array_dir is not None
-        self.require("array_dir", not both, "None where tar_dir is given")
-        generated = self.tar_dir is None and self.array_dir is None
-        fits = not generated or self.networks == self.study.networks
+        fits = self.source != "generated" or self.networks == self.study.networks
         self.require("networks", fits, f"those of the study, {self.study.networks}")
 
     @property
@@ -86,10 +86,11 @@ class BrainRecipe(ClassifierRecipe):
 
     def runs(self, *, labelled: bool) -> Runs:
         """All runs, from the place that the options name."""
-        if self.tar_dir is not None:
-            return Archives(self.tar_dir, labelled=labelled)
-        if self.array_dir is not None:
-            return Folder(self.array_dir, labelled=labelled)
+        match self.source:
+            case "archives":
+                return Archives(self.tar_dir, labelled=labelled)
+            case "arrays":
+                return Folder(self.array_dir, labelled=labelled)
         return Generated(self.study)
 
     @abstractmethod
@@ -144,7 +145,7 @@ class Prediction(BrainRecipe):
     num_layers: int = 4
     features: int = 768
     dropout_rate: float = 0.1
-    tar_dir: Path | None = Path("data/learning-from-brains/data/upstream")
+    tar_dir: Path = Path("data/learning-from-brains/data/upstream")
 
     validation_share: float = 0.05
     """Of the runs of each dataset, at least two."""
@@ -194,7 +195,7 @@ class Decoding(BrainRecipe):
     num_layers: int = 4
     features: int = 768
     dropout_rate: float = 0.1
-    tar_dir: Path | None = Path("data/learning-from-brains/data/downstream/ds002105")
+    tar_dir: Path = Path("data/learning-from-brains/data/downstream/ds002105")
 
     num_classes: int = 26
     """Tasks: 26 of the multi-domain task battery, 20 of the Human Connectome Project."""
@@ -245,73 +246,38 @@ class Decoding(BrainRecipe):
 
 
 PREDICTION_PAPER = Prediction()
-PREDICTION_SMALL = Prediction(
-    steps=600,
-    batch_size=32,
-    learning_rate=0.003,
-    kernel_learning_rate=0.003,
-    warmup_steps=50,
-    log_every=20,
-    evaluate_every=100,
-    checkpoint_every=100,
-    num_layers=2,
-    features=64,
-    channels=1,
-    squash_threshold=0.001,
-    dropout_rate=0.0,
-    kernel_dropout_rate=0.0,
-    window=48,
-    networks=64,
-    tar_dir=None,
-)
-PREDICTION_SMOKE = Prediction(
-    steps=6,
-    batch_size=4,
-    warmup_steps=1,
-    log_every=2,
-    evaluate_every=3,
-    checkpoint_every=2,
-    num_layers=2,
-    features=8,
-    window=12,
-    networks=5,
-    tar_dir=None,
-    study=Study(networks=5, tasks=2, subjects=4, runs=1, volumes=20),
-)
 DECODING_PAPER = Decoding()
-DECODING_SMALL = Decoding(
-    steps=200,
-    batch_size=32,
-    learning_rate=0.003,
-    kernel_learning_rate=0.003,
-    warmup_steps=50,
-    log_every=20,
-    evaluate_every=100,
-    checkpoint_every=100,
-    num_layers=2,
-    features=64,
-    channels=1,
-    squash_threshold=0.001,
-    dropout_rate=0.0,
-    kernel_dropout_rate=0.0,
-    window=48,
-    networks=64,
-    tar_dir=None,
-    num_classes=4,
-    study=Study(signal=0.3),  # with 1, as for prediction, all windows are decoded after 100 steps
-)
-DECODING_SMOKE = Decoding(
-    steps=6,
-    batch_size=4,
-    warmup_steps=1,
-    log_every=2,
-    evaluate_every=3,
-    checkpoint_every=2,
-    num_layers=2,
-    features=8,
-    window=12,
-    networks=5,
-    tar_dir=None,
-    num_classes=2,
-    study=Study(networks=5, tasks=2, subjects=4, runs=1, volumes=20),
-)
+
+SMALL: dict[str, Any] = {
+    "batch_size": 32,
+    "learning_rate": 0.003,
+    "kernel_learning_rate": 0.003,
+    "warmup_steps": 50,
+    "log_every": 20,
+    "evaluate_every": 100,
+    "checkpoint_every": 100,
+    "num_layers": 2,
+    "features": 64,
+    "channels": 1,
+    "squash_threshold": 0.001,
+    "dropout_rate": 0.0,
+    "kernel_dropout_rate": 0.0,
+    "window": 48,
+    "networks": 64,
+    "source": "generated",
+}
+PREDICTION_SMALL = Prediction(**SMALL, steps=600)
+# With a signal of 1, as for prediction, all windows are decoded after 100 steps.
+DECODING_SMALL = Decoding(**SMALL, steps=200, num_classes=4, study=Study(signal=0.3))
+
+SMOKE: dict[str, Any] = {
+    **SMOKE_SCHEDULE,
+    "num_layers": 2,
+    "features": 8,
+    "window": 12,
+    "networks": 5,
+    "source": "generated",
+    "study": Study(networks=5, tasks=2, subjects=4, runs=1, volumes=20),
+}
+PREDICTION_SMOKE = Prediction(**SMOKE)
+DECODING_SMOKE = Decoding(**SMOKE, num_classes=2)

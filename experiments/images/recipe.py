@@ -14,7 +14,7 @@ from rich.console import Console
 import flashbutterfly_jax as fb
 from experiments.common.classifier import ClassifierRecipe
 from experiments.common.splits import Splits
-from experiments.common.task import Batch, Task
+from experiments.common.task import SMOKE_SCHEDULE, Batch, Task
 from experiments.images import substitutes
 from experiments.images.cifar import dataset
 from experiments.images.cifar.dataset import Form
@@ -158,13 +158,7 @@ def smoke(recipe: Cifar) -> Cifar:
     """Too few steps to learn from, on stripes."""
     return replace(
         recipe,
-        steps=6,
-        batch_size=4,
-        warmup_steps=1,
-        decay_steps=None,
-        log_every=1,
-        evaluate_every=3,
-        checkpoint_every=2,
+        **SMOKE_SCHEDULE,
         num_layers=2,
         features=4,
         source="stripes",

@@ -33,7 +33,11 @@ def test_writes_every_row_with_a_time_or_a_reason(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--sizes", "0"], "must be at least 1"), (["--out", "nowhere/rows.json"], "--out must be in a folder")],
+    [
+        (["--sizes", "8", "0"], "--sizes must be at least 1; got 0"),
+        (["--batch", "-1"], "--batch must be at least 1; got -1"),
+        (["--out", "nowhere/rows.json"], "--out must be in a folder"),
+    ],
 )
 def test_refuses(arguments, message, capsys):
     with pytest.raises(SystemExit):

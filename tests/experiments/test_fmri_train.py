@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.common.errors import RunError
 from experiments.common.train import Result, make_initialization, train
+from experiments.common.workdir import Workdir
 from experiments.fmri import parameters, recipe
 from experiments.fmri.model import BrainModel
 from experiments.fmri.recipe import DECODING_SMOKE, PREDICTION_SMOKE, Decoding, Prediction, prediction_error
@@ -89,20 +91,28 @@ def test_a_task_reads_archives(tmp_path):
         for number in range(3):
             samples |= trial(f"trial_{number}", RNG.normal(size=(9, 5)).astype(np.float32), number % 2)
         archive(tmp_path / f"ds-x_sub-{subject}_task-y.tar", samples)
-    decoding = dataclasses.replace(DECODING_SMOKE, tar_dir=tmp_path).build()
+    decoding = dataclasses.replace(DECODING_SMOKE, source="archives", tar_dir=tmp_path).build()
     sizes = [len(decoding.train), *(len(split) for split in decoding.evaluation.values())]
     assert sizes == [3, 3, 6]  # of one subject, one and two
     assert decoding.train[0]["bold"].shape == (12, 5)
-    prediction = dataclasses.replace(PREDICTION_SMOKE, tar_dir=tmp_path).build()
+    prediction = dataclasses.replace(PREDICTION_SMOKE, source="archives", tar_dir=tmp_path).build()
     assert len(prediction.train) == 10
     assert "labels" not in prediction.train[0]
     with pytest.raises(ValueError, match="networks must be those of the data, 5 in x/"):
-        dataclasses.replace(PREDICTION_SMOKE, tar_dir=tmp_path, networks=6).build()
+        dataclasses.replace(PREDICTION_SMOKE, source="archives", tar_dir=tmp_path, networks=6).build()
 
 
 def test_the_networks_of_made_up_runs_are_those_of_the_study():
     with pytest.raises(ValueError, match=r"^networks must be those of the study, 5; got 6\.$"):
         dataclasses.replace(PREDICTION_SMOKE, networks=6)
+
+
+def test_a_run_does_not_go_on_with_made_up_data(tmp_path):
+    released = dataclasses.replace(PREDICTION_SMOKE, source="archives", tar_dir=tmp_path / "here")
+    Workdir(tmp_path / "run", released).describe(0, {})
+    Workdir(tmp_path / "run", dataclasses.replace(released, tar_dir=tmp_path / "there"))
+    with pytest.raises(RunError, match=r"differs in source \(was archives, now generated\)"):
+        Workdir(tmp_path / "run", PREDICTION_SMOKE)
 
 
 def test_a_decoder_starts_from_a_model_that_predicts(toy_run, tmp_path):
@@ -186,7 +196,6 @@ def test_the_best_guess_from_the_last_volume_is_known():
         (Prediction, {"window": 1}, "window must be at least 2; got 1"),
         (Prediction, {"networks": 0}, "networks must be at least 1; got 0"),
         (Prediction, {"validation_share": 1.0}, "validation_share must be between 0 and 1; got 1.0"),
-        (Prediction, {"array_dir": "x"}, "array_dir must be None where tar_dir is given; got x"),
         (Decoding, {"num_classes": 1}, "num_classes must be at least 2; got 1"),
         (Decoding, {"test_share": 0.0}, "test_share must be between 0 and 1; got 0.0"),
     ],

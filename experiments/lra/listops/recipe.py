@@ -8,7 +8,7 @@ from rich.console import Console
 
 import flashbutterfly_jax as fb
 from experiments.common.classifier import ClassifierRecipe
-from experiments.common.task import Task
+from experiments.common.task import SMOKE_SCHEDULE, Task
 from experiments.lra.listops import dataset, released, vocabulary
 from experiments.lra.listops.trees import Shape
 
@@ -135,13 +135,7 @@ SMALL = ListOps(
 )
 
 SMOKE = ListOps(
-    steps=6,
-    batch_size=4,
-    warmup_steps=1,
-    decay_steps=None,
-    log_every=2,
-    evaluate_every=3,
-    checkpoint_every=6,
+    **SMOKE_SCHEDULE,
     num_layers=2,
     features=8,
     max_length=64,

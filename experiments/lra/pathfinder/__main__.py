@@ -1,13 +1,12 @@
 """Prepares Pathfinder: `python -m experiments.lra.pathfinder --help`."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from rich.console import Console
 
+from experiments.common.preparation import command
 from experiments.lra.pathfinder import dataset
 from experiments.lra.pathfinder.design import Design, Difficulty
 
@@ -53,20 +52,14 @@ class Prepare:
         return dataset.Generated(design, self.seed, self.train_rows, self.validation_rows, self.test_rows)
 
 
-def prepare(options: Prepare, console: Console) -> None:
+def prepare(options: Prepare, console: Console) -> tuple[Path, int]:
     which = options.which()
-    start = time.perf_counter()
     folder = dataset.prepare(options.data_dir, which, workers=options.workers, console=console)
-    console.print(f"{sum(which.rows):,} images are in {folder} ({time.perf_counter() - start:.0f} s)", soft_wrap=True)
+    return folder, sum(which.rows)
 
 
 def main() -> None:
-    try:
-        prepare(tyro.cli(Prepare, prog="python -m experiments.lra.pathfinder"), Console())
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; run the same command again to start over.") from None
+    command(Prepare, prepare, prog="python -m experiments.lra.pathfinder", rows="images")
 
 
 if __name__ == "__main__":

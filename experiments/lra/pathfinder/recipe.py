@@ -12,7 +12,7 @@ from rich.console import Console
 import flashbutterfly_jax as fb
 from experiments.common.classifier import ClassifierRecipe
 from experiments.common.splits import Splits
-from experiments.common.task import Batch, Task
+from experiments.common.task import SMOKE_SCHEDULE, Batch, Task
 from experiments.lra.pathfinder import dataset, released
 from experiments.lra.pathfinder.design import Design, Difficulty
 
@@ -167,13 +167,7 @@ def smoke(recipe: Pathfinder) -> Pathfinder:
     """Too few steps to learn from. Images of 32 × 32 pixels whatever the task, because larger ones take longer."""
     return replace(
         recipe,
-        steps=6,
-        batch_size=4,
-        warmup_steps=1,
-        decay_steps=None,
-        log_every=1,
-        evaluate_every=3,
-        checkpoint_every=2,
+        **SMOKE_SCHEDULE,
         num_layers=2,
         features=4,
         side=32,

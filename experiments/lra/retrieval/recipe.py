@@ -9,10 +9,11 @@ import numpy as np
 
 import flashbutterfly_jax as fb
 from experiments.common.classifier import ClassifierRecipe
-from experiments.common.task import Task
+from experiments.common.task import SMOKE_SCHEDULE, Task
 from experiments.lra.retrieval import released, stand_in
 from experiments.lra.retrieval.released import Pair
 from experiments.lra.text import vocabulary
+from experiments.lra.text.recipe import MADE_UP_TEXTS
 from experiments.lra.text.vocabulary import Units, Vocabulary
 
 CLASSES = 2
@@ -138,31 +139,10 @@ class Retrieval(ClassifierRecipe):
 
 PAPER = Retrieval()
 
-SMALL = Retrieval(
-    steps=1000,
-    batch_size=16,
-    kernel_learning_rate=0.01,
-    warmup_steps=100,
-    decay_steps=None,
-    log_every=25,
-    evaluate_every=250,
-    checkpoint_every=250,
-    num_layers=2,
-    features=32,
-    squash_threshold=0.001,
-    kernel_dropout_rate=0.0,
-    max_length=256,
-    source="stand-in",
-)
+SMALL = Retrieval(**MADE_UP_TEXTS)
 
 SMOKE = Retrieval(
-    steps=6,
-    batch_size=4,
-    warmup_steps=1,
-    decay_steps=None,
-    log_every=2,
-    evaluate_every=3,
-    checkpoint_every=2,
+    **SMOKE_SCHEDULE,
     num_layers=2,
     features=8,
     max_length=256,

@@ -1,12 +1,11 @@
 """Prepares the IMDB reviews: `python -m experiments.lra.text --help`."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
+from experiments.common.preparation import command
 from experiments.lra.text import dataset
 
 
@@ -23,18 +22,13 @@ class Prepare:
     """Where to write; it may hold other datasets, too."""
 
 
+def prepare(options: Prepare, console: Console) -> tuple[Path, int]:
+    folder = dataset.prepare(options.data_dir, console)
+    return folder, sum(map(len, dataset.read(folder)))
+
+
 def main() -> None:
-    options, console = tyro.cli(Prepare, prog="python -m experiments.lra.text"), Console()
-    start = time.perf_counter()
-    try:
-        reviews = dataset.read(folder := dataset.prepare(options.data_dir, console))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; run the same command again to start over.") from None
-    console.print(
-        f"{sum(map(len, reviews)):,} reviews are in {folder} ({time.perf_counter() - start:.0f} s)", soft_wrap=True
-    )
+    command(Prepare, prepare, prog="python -m experiments.lra.text", rows="reviews")
 
 
 if __name__ == "__main__":
