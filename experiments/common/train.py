@@ -24,6 +24,7 @@ from rich.console import Console
 from experiments.common.checkpoints import Checkpoints
 from experiments.common.data import EvaluationBatch, evaluation_batches, reading_ahead, training_batches
 from experiments.common.errors import RunError
+from experiments.common.initialization import quickly_compiled_random_bits
 from experiments.common.memory import peak_bytes, step_bytes
 from experiments.common.report import evaluation_line, progress_bar, result_table, training_line
 from experiments.common.sharding import state_shardings
@@ -106,7 +107,8 @@ def train(
     checkpoints = Checkpoints(workdir.checkpoints)
     first = checkpoints.latest_step()
     check_profile_steps(profile_steps, first, recipe.steps)
-    state = checkpoints.restore(first, like) if first else jax.jit(initialize, out_shardings=shardings)()
+    with quickly_compiled_random_bits():
+        state = checkpoints.restore(first, like) if first else jax.jit(initialize, out_shardings=shardings)()
     if not first and task.initial:
         state = state._replace(params=jax.device_put({**state.params, **task.initial}, shardings.params))
     if first:

@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 import flashbutterfly_jax as fb
+from experiments.common.initialization import quickly_compiled_random_bits
 from experiments.language.flop import training_flop
 from flashbutterfly_jax.models.language import Size
 from pallas_kernels.records import package_versions, write_atomically
@@ -116,7 +117,8 @@ def timed(case: Case) -> dict[str, Any]:
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    params, state = initialize()
+    with quickly_compiled_random_bits():
+        params, state = initialize()
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     start = time.perf_counter()
     compiled = step.lower(params, state, tokens).compile()

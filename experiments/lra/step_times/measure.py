@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.common.initialization import quickly_compiled_random_bits
 from experiments.common.memory import step_bytes
 from experiments.lra.step_times.cases import Case
 from pallas_kernels.timing import Effort, seconds_per_call
@@ -122,7 +123,8 @@ def timed(case: Case, effort: Effort) -> dict[str, Any]:
         updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
         return optax.apply_updates(params, updates), dict(updated), optimizer_state, number + 1
 
-    state = jax.jit(initialize)()
+    with quickly_compiled_random_bits():
+        state = jax.jit(initialize)()
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state[0]))
 
