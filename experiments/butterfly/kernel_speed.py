@@ -1,13 +1,13 @@
 """Times the kernels with learned blocks against the fixed ones, forward and backward, on a Hopper GPU.
 
     python -m experiments.butterfly.kernel_speed --out learned_kernel.json
-    python -m experiments.butterfly.kernel_speed --out learned_errors.json --errors    # their errors alone, 1 minute
+    python -m experiments.butterfly.kernel_speed --errors --factors 16 --out learned_errors.json     # no times
 
 For 1024, 2048 and 4096 steps, B = 64, D = 768, bfloat16, the transform of the taps inside the timing on both sides:
 milliseconds forward, and forward with the cotangents of everything that is learned: of u and the taps on both sides,
-and of all six blocks on the learned one; their ratios; and the learned kernels' relative L2 errors against float64,
-with blocks that are not Fourier's, of a cotangent that is zero but in 64 rows. Two minutes on one GPU; needs jax and
-numpy alone.
+and of all six blocks on the learned one; their ratios; and first, before anything is timed, the learned kernels'
+relative L2 errors against float64, with blocks that are not Fourier's, of a cotangent that is zero but in 64 rows. The
+file is written anew after every figure. Most of the time goes to compiling; needs jax and numpy alone.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from flashbutterfly_jax import LearnedButterfly, learned_long_conv, long_conv
-from flashbutterfly_jax.functional.butterfly.mosaic_gpu import learned_long_conv_mosaic_gpu
 from pallas_kernels.records import driver_version, package_versions, write_atomically
 from pallas_kernels.timing import Effort, host_round, seconds_per_call
 
@@ -75,50 +74,61 @@ def errors(got: Any, g: jax.Array, arguments: Any, butterfly: LearnedButterfly) 
     return {"y": y_error, "d_u": u_error, "d_taps": taps_error, "d_blocks": blocks_error}
 
 
-def measure(n2: int, effort: Effort) -> dict[str, Any]:
-    """The rows of one length."""
+def inputs(length: int, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The cotangent of the result, u and the taps."""
+    g, u, taps = jax.random.split(jax.random.key(seed), 3)
+    rows = (BATCH, FEATURES, length)
+    return (
+        jax.random.normal(g, rows, jnp.bfloat16),
+        jax.random.normal(u, rows, jnp.bfloat16),
+        jax.random.normal(taps, (FEATURES, length)) / math.sqrt(length),
+    )
+
+
+def measure(n2: int, effort: Effort | None) -> Iterator[dict[str, Any]]:
+    """The row of one length, again after each figure that is added to it; None measures the errors alone."""
     length = 64 * n2
     butterfly = LearnedButterfly("right_angle", (64, n2), per_stage=True, learn_inverse=True)
     blocks = blocks_of(butterfly)
-    sets = []
-    for i in range(SETS):
-        g, u, taps = jax.random.split(jax.random.key(2 + i), 3)
-        rows = (BATCH, FEATURES, length)
-        sets.append(
-            (
-                jax.random.normal(g, rows, jnp.bfloat16),
-                jax.random.normal(u, rows, jnp.bfloat16),
-                jax.random.normal(taps, (FEATURES, length)) / math.sqrt(length),
-            )
-        )
 
     def fixed(u: jax.Array, taps: jax.Array) -> jax.Array:
         return long_conv(u, taps, implementation="mosaic_gpu")
 
     def learned(u: jax.Array, taps: jax.Array, blocks: Any) -> jax.Array:
-        return learned_long_conv_mosaic_gpu(u, taps, blocks=blocks, butterfly=butterfly)
+        return learned_long_conv(u, taps, blocks=blocks, butterfly=butterfly, implementation="mosaic_gpu")
 
-    def milliseconds(name: str, function: Callable[..., Any], inputs: list[Any]) -> tuple[float, Any]:
+    def build(function: Callable[..., Any], arguments: Any) -> Callable[..., Any]:
         start = time.perf_counter()
-        compiled = jax.jit(function).lower(*inputs[0]).compile()
-        built = time.perf_counter() - start
-        run = host_round(lambda arguments: compiled(*arguments), inputs, jax.block_until_ready)
-        taken = 1e3 * float(np.median(seconds_per_call(run, effort)))
-        print(f"L = {length}: {name} {taken:.3f} ms (compiled in {built:.0f} s)", flush=True)
-        return taken, compiled
+        compiled = jax.jit(function).lower(*arguments).compile()
+        print(f"L = {length}: compiled in {time.perf_counter() - start:.0f} s", flush=True)
+        return compiled
 
-    with_blocks = [(*arguments, blocks) for arguments in sets]
     row: dict[str, Any] = {"length": length}
-    for name, function, inputs in (("fixed", fixed, sets), ("learned", learned, with_blocks)):
-        row[f"{name}_forward_ms"], _ = milliseconds(f"{name} forward", function, [x[1:] for x in inputs])
-        row[f"{name}_ms"], compiled = milliseconds(f"{name} forward and backward", both_ways(function), inputs)
-    row["forward_ratio"] = row["learned_forward_ms"] / row["fixed_forward_ms"]
-    row["ratio"] = row["learned_ms"] / row["fixed_ms"]
-    g, *arguments = with_blocks[0]
+    g, *arguments = *inputs(length, 2), blocks
+    both = build(both_ways(learned), (g, *arguments))
     sparse = jnp.zeros_like(g).at[SOME].set(g[SOME])
-    row["errors"] = errors(compiled(sparse, *arguments), sparse, arguments, butterfly)
-    print(f"L = {length}: {json.dumps({name: row[name] for name in ('forward_ratio', 'ratio', 'errors')})}", flush=True)
-    return row
+    row["errors"] = errors(both(sparse, *arguments), sparse, arguments, butterfly)
+    yield row
+    if effort is None:
+        return
+
+    fixed_sets = [(g, *arguments[:2]), *(inputs(length, 2 + i) for i in range(1, SETS))]
+    learned_sets = [(*one, blocks) for one in fixed_sets]
+
+    def milliseconds(compiled: Callable[..., Any], sets: list[Any]) -> float:
+        run = host_round(lambda arguments: compiled(*arguments), sets, jax.block_until_ready)
+        return 1e3 * float(np.median(seconds_per_call(run, effort)))
+
+    row["learned_ms"] = milliseconds(both, learned_sets)
+    yield row
+    row["fixed_ms"] = milliseconds(build(both_ways(fixed), fixed_sets[0]), fixed_sets)
+    row["ratio"] = row["learned_ms"] / row["fixed_ms"]
+    yield row
+    for name, function, sets in (("fixed", fixed, fixed_sets), ("learned", learned, learned_sets)):
+        without_g = [one[1:] for one in sets]
+        row[f"{name}_forward_ms"] = milliseconds(build(function, without_g[0]), without_g)
+    row["forward_ratio"] = row["learned_forward_ms"] / row["fixed_forward_ms"]
+    yield row
 
 
 def main() -> None:
@@ -127,6 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--repeats", type=int, default=15, help="rounds, of which the median counts (15)")
     parser.add_argument("--factors", type=int, nargs="+", default=[16, 32, 64], help="second factors (16 32 64)")
+    parser.add_argument("--errors", action="store_true", help="measure the errors alone")
     options = parser.parse_args()
     if not options.out.parent.is_dir():
         parser.error(f"--out must be in a folder that exists; got {options.out}")
@@ -137,14 +148,19 @@ def main() -> None:
     device = jax.devices()[0]
     if device.platform != "gpu" or getattr(device, "compute_capability", "") != "9.0":
         raise SystemExit(f"error: the kernels need a Hopper GPU; JAX finds {device.device_kind}.")
-    record = {
+    record: dict[str, Any] = {
         "device": device.device_kind,
         "driver": driver_version(),
         "versions": package_versions(("jax", "jaxlib", "jax-cuda13-plugin")),
         "rows": {"batch": BATCH, "features": FEATURES, "dtype": "bfloat16"},
-        "results": [measure(n2, Effort(repeats=options.repeats)) for n2 in options.factors],
     }
-    write_atomically(options.out, json.dumps(record, indent=1) + "\n")
+    rows: dict[int, Any] = {}
+    effort = None if options.errors else Effort(repeats=options.repeats)
+    for n2 in options.factors:
+        for row in measure(n2, effort):
+            rows[n2] = row
+            print(json.dumps(row), flush=True)
+            write_atomically(options.out, json.dumps(record | {"results": list(rows.values())}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -166,7 +166,14 @@ class ButterflyFilter(LongFilter):
         if not deterministic and self.kernel_dropout_rate > 0:
             kernel = kernel_dropout(kernel, self.kernel_dropout_rate, self.make_rng("dropout"))
         gated = u if pre_gate is None else u * pre_gate
-        y = learned_long_conv(gated, kernel, self.skip, blocks=self.butterfly_blocks, butterfly=self.butterfly)
+        y = learned_long_conv(
+            gated,
+            kernel,
+            self.skip,
+            blocks=self.butterfly_blocks,
+            butterfly=self.butterfly,
+            implementation=self.implementation,
+        )
         return y if post_gate is None else y * post_gate
 
     def init_cache(self, batch_shape: tuple[int, ...], max_length: int, dtype: DTypeLike) -> Any:

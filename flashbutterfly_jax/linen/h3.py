@@ -95,7 +95,7 @@ class H3LongConv(_Mixer):
       dtype: of the computation; None promotes x and the parameters. Kernels stay in ``param_dtype``.
       param_dtype: of the parameters.
       precision: of the dense layers.
-      implementation: of `flashbutterfly_jax.long_conv`.
+      implementation: of `flashbutterfly_jax.long_conv`, or with a butterfly of `flashbutterfly_jax.learned_long_conv`.
       kernel_length: K, of both kernels.
       squash_threshold: of `flashbutterfly_jax.squash`; 0 is none.
       kernel_dropout_rate: of `flashbutterfly_jax.kernel_dropout`, in training.

@@ -135,15 +135,15 @@ def convolve_channels(
       kernel: one kernel for each channel, or two: with R = 2C rows the last C look ahead.
       skip: the weight of x itself.
       lengths: positions from here on are padding and count as zero, for the skip too.
-      butterfly: None convolves; otherwise `flashbutterfly_jax.learned_long_conv` runs, by dense products alone.
+      butterfly: None convolves; otherwise `flashbutterfly_jax.learned_long_conv` runs.
       butterfly_blocks: its parameters.
       dtype: of the computation; None promotes the arguments.
-      precision: passed on to `flashbutterfly_jax.long_conv`.
+      precision: passed on to whichever of the two convolves.
       implementation: likewise.
 
     Raises:
       ValueError: if an argument has a wrong shape or dtype.
-      NotImplementedError: if there is a butterfly, and an implementation named that has none.
+      NotImplementedError: if no implementation named supports the request.
 
     Example:
       >>> import jax.numpy as jnp
@@ -155,22 +155,13 @@ def convolve_channels(
     x = mask_padding(as_sequence(x, features), lengths)
     u = jnp.swapaxes(x, -1, -2).astype(dtype or jnp.result_type(x, kernel, skip))
     reverse_kernel = kernel[channels:] if kernel.shape[0] == 2 * channels else None
-    convolve: Callable[..., Array] = functools.partial(long_conv, implementation=implementation)
+    convolve: Callable[..., Array] = long_conv
     if butterfly is not None:
-        _check_learned(implementation)
         convolve = functools.partial(learned_long_conv, blocks=butterfly_blocks or {}, butterfly=butterfly)
-    y = convolve(u, kernel[:channels], skip, reverse_kernel=reverse_kernel, precision=precision)
+    options: dict[str, Any] = {"precision": precision, "implementation": implementation}
+    y = convolve(u, kernel[:channels], skip, reverse_kernel=reverse_kernel, **options)
     flat = y.reshape(*y.shape[:-3], channels * features, y.shape[-1])
     return jax.nn.gelu(jnp.swapaxes(flat, -1, -2), approximate=False)
-
-
-def _check_learned(implementation: Implementations) -> None:
-    names = (implementation,) if implementation is None or isinstance(implementation, str) else tuple(implementation)
-    if not {None, "butterfly"} & set(names):
-        raise NotImplementedError(
-            'learned blocks need implementation="butterfly" or None, as no other multiplies by them; '
-            f"got {implementation!r}."
-        )
 
 
 def mask_padding(x: Float[Array, "*B L D"], lengths: Annotated[ArrayLike, "*B"] | None) -> Float[Array, "*B L D"]:

@@ -37,7 +37,7 @@ class LongConv(nnx.Module):
       param_dtype: of the parameters.
       precision: of the matrix products.
       deterministic: True leaves dropout out. The call may overrule it.
-      implementation: of `flashbutterfly_jax.long_conv`.
+      implementation: of `flashbutterfly_jax.long_conv`, or with a butterfly of `flashbutterfly_jax.learned_long_conv`.
       butterfly: None is the convolution. A `flashbutterfly_jax.LearnedButterfly` learns the blocks of its transforms as
         well; unless its form is causal, **the layer then looks ahead once trained**.
       rngs: streams ``params`` and, where there is dropout, ``dropout``.

@@ -463,15 +463,15 @@ _needs_cuda_p = Primitive("fft_conv_needs_cuda")
 
 
 @_needs_cuda_p.def_abstract_eval
-def _(*operands, shape, dtype):
+def _(*operands, shape, dtype, instead=None):
     return operands[0].update(shape=shape, dtype=dtype)
 
 
-def _refuse(ctx, *_, **__):
+def _refuse(ctx, *_, instead="xla", **__):
     (platform,) = ctx.module_context.platforms
     raise NotImplementedError(
         f'implementation "mosaic_gpu" runs on CUDA devices; this computation is for {platform!r}. '
-        f'Use implementation="xla" or None here, or plgpu.force_gpu_interpret_mode() to test the kernel.'
+        f'Use implementation="{instead}" or None here, or plgpu.force_gpu_interpret_mode() to test the kernel.'
     )
 
 

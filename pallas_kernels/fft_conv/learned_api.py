@@ -261,13 +261,16 @@ def _on_gpu(op, specs, config: Config, u, *operands):
     if jax_config.pallas_tpu_interpret_mode_context_manager.value is not None:
         return op.fun(*operands, config)
 
+    def refuse(result, operands):
+        return _needs_cuda_p.bind(*operands, shape=result.shape, dtype=result.dtype, instead="butterfly")
+
     @sequential_vmap
     def by_platform(*operands):
         results = jax.eval_shape(lambda *x: op(*x, config), *operands)
         return jax.lax.platform_dependent(
             *operands,
             cuda=lambda *x: op(*x, config),
-            default=lambda *x: jax.tree.map(lambda r: _needs_cuda_p.bind(*x, shape=r.shape, dtype=r.dtype), results),
+            default=lambda *x: jax.tree.map(lambda result: refuse(result, x), results),
         )
 
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:

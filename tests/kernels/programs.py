@@ -15,6 +15,8 @@ from pallas_kernels.fft_conv import (
     blocked_sm90,
     inner_sm90,
     kernel_sm90,
+    learned_backward_sm90,
+    learned_sm90,
     outer_radix_sm90,
     outer_sm90,
     spectrum_sm90,
@@ -200,6 +202,43 @@ def _spectrum(program: Program):
     return transform, (taps, *_tables(config, jnp.float32))
 
 
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """Of a kernel with learned blocks: its second factor, and of the backward ones which launch, from 0."""
+
+    n2: int
+    launch: int | None = None
+
+    def __str__(self) -> str:
+        return f"n2 = {self.n2}" if self.launch is None else f"n2 = {self.n2}, launch {self.launch + 1}"
+
+
+def _learned_operands(program: Program):
+    n2, dtype = program.config.n2, jnp.dtype(program.dtype)
+    shapes = kernel_sm90.Shapes(64 - program.options, 1, FEATURES, N1 - 8 * program.options, dtype)
+    spectrum = jax.ShapeDtypeStruct((FEATURES, 2, N1, n2), dtype)
+    blocks = {"first": (2, N1, N1), "second": (2, n2, 2 * n2), "back": (2, n2, 2 * n2), "twiddle": (2, N1, n2)}
+    blocks = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in blocks.items()}
+    return shapes, spectrum, blocks, jax.ShapeDtypeStruct((1,), jnp.int32)
+
+
+def _learned_forward(program: Program):
+    n2 = program.config.n2
+    shapes, spectrum, blocks, shift = _learned_operands(program)
+    tables = (blocks[name] for name in ("first", "second", "first", "second", "twiddle"))
+    kernel = learned_sm90.forward(learned_sm90.default_config(n2), shapes)
+    return kernel, (_rows(shapes, n2), spectrum, *tables, shift)
+
+
+def _learned_backward(program: Program):
+    n2 = program.config.n2
+    wanted = learned_backward_sm90.launches(n2)[program.config.launch]
+    shapes, spectrum, blocks, shift = _learned_operands(program)
+    tables = (blocks[name.split("_")[-1]] for name in wanted.tables)
+    kernel = learned_backward_sm90.backward(learned_backward_sm90.default_config(n2, wanted), shapes, wanted)
+    return kernel, (_rows(shapes, n2), _rows(shapes, n2), spectrum, shift, *tables)
+
+
 _KERNELS = {
     Kernel.FORWARD: ("fft_conv_forward", functools.partial(_forward, channels=1, gated=False)),
     Kernel.FORWARD_GATED: ("fft_conv_forward", functools.partial(_forward, channels=1, gated=True)),
@@ -239,6 +278,19 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
         for join in (False, True)
     ),
 )
+
+LEARNED = tuple(
+    Program(f"learned {way}", builder, Learned(n2, launch), dtype, options, f"learned_fft_conv_{way}")
+    for n2 in (16, 32, 64)
+    for way, builder, launches in (
+        ("forward", _learned_forward, (None,)),
+        ("backward", _learned_backward, range(len(learned_backward_sm90.launches(n2)))),
+    )
+    for launch in launches
+    for dtype in DTYPES
+    for options in (False, True)
+)
+"""With learned blocks."""
 
 PROGRAMS = (
     *(
@@ -287,8 +339,10 @@ PROGRAMS = (
         for dtype in DTYPES
         for options in (False, True)
     ),
+    *LEARNED,
 )
 
+_QUICK_TO_LOWER = Learned(64, 2)
 _MUCH_LIKE_ANOTHER = {"6 blocks", "7 blocks", "16 rows", "64 rows", "8 x 64 rows"}
 
 TYPICAL = tuple(
@@ -296,9 +350,10 @@ TYPICAL = tuple(
     for program in PROGRAMS
     if program.dtype == "bfloat16"
     and program.options
+    and (program not in LEARNED or program.config == _QUICK_TO_LOWER)
     and (
         program.builder in (_inner_forward, _inner_backward)
         or str(program.config).split(",")[0] not in _MUCH_LIKE_ANOTHER
     )
 )
-"""Each configuration once: the others differ in little."""
+"""Each configuration once: the others differ in little, or with learned blocks take long to lower."""

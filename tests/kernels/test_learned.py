@@ -1,26 +1,31 @@
-"""Kernels with learned blocks: their values in the interpreter, programs for a GPU, and what compiling them says."""
+"""Kernels with learned blocks: their values in the interpreter, and what is lowered to them for a GPU."""
 
-import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+import flashbutterfly_jax as fb
 from flashbutterfly_jax import LearnedButterfly, learned_long_conv
 from flashbutterfly_jax.functional.butterfly import (
     Chain,
     learned_reference_forward,
     learned_reference_spectrum,
+    mosaic_gpu,
 )
 from flashbutterfly_jax.functional.butterfly.mosaic_gpu import learned_long_conv_mosaic_gpu
 from pallas_kernels.fft_conv import learned_api, learned_backward_sm90, learned_sm90
 from pallas_kernels.fft_conv.config import N1, SHARED_MEMORY_BYTES, Config
-from pallas_kernels.fft_conv.kernel_sm90 import Shapes
-from tests.kernels import ahead_of_time
+from tests.kernels import resources
 from tests.kernels.interpreter import interpreted
-from tests.kernels.programs import DTYPES, FEATURES, Program
+from tests.kernels.programs import LEARNED
+from tests.kernels.test_lowering import kernels, lowered
 from tests.tolerances import FUSED
 
 
@@ -65,8 +70,9 @@ def relative_error(got, want):
 
 
 CASES = {
-    # a tile of four rows and one of one, over two features; rows that end early
-    "1024": (Config(16, 1, 1, blocks=1), (16, 900, 5, 2, "bfloat16")),
+    # a tile of four rows and one of one; rows that end early
+    "1024": (Config(16, 1, 1, blocks=1), (16, 900, 5, 1, "bfloat16")),
+    "1024-features": (Config(16, 1, 1, blocks=1), (16, 900, 5, 2, "bfloat16")),
     # two blocks for three features; two warpgroups take turns
     "1024-blocks": (Config(16, 2, 2, blocks=2), (16, 1024, 9, 3, "float16")),
     "2048": (Config(32, 2, 2, blocks=1), (32, 1100, 3, 2, "bfloat16")),
@@ -91,106 +97,19 @@ def test_values_and_every_cotangent_with_any_blocks(case):
     assert max(jax.tree.leaves(errors)) < FUSED[dtype], errors
 
 
-def _build(program):
-    config, options, dtype = program.config, program.options, jnp.dtype(program.dtype)
-    shapes = Shapes(64 - options, 1, FEATURES, N1 - 8 * options, dtype)
-    u = jax.ShapeDtypeStruct((shapes.batch, FEATURES, shapes.length, config.n2), dtype)
-    spectrum = jax.ShapeDtypeStruct((FEATURES, 2, N1, config.n2), dtype)
-    first, second, twiddle = (2, N1, N1), (2, config.n2, 2 * config.n2), (2, N1, config.n2)
-    tables = [jax.ShapeDtypeStruct(shape, dtype) for shape in (first, second, first, second, twiddle)]
-    return learned_sm90.forward(config, shapes), (u, spectrum, *tables, jax.ShapeDtypeStruct((1,), jnp.int32))
+@pytest.mark.parametrize("program", LEARNED, ids=str)
+def test_shared_memory_is_what_the_compiler_found(program):
+    n2, launch = program.config.n2, program.config.launch
+    if launch is None:
+        expected = learned_sm90.shared_memory(learned_sm90.default_config(n2))
+    else:
+        wanted = learned_backward_sm90.launches(n2)[launch]
+        expected = learned_backward_sm90.shared_memory(learned_backward_sm90.default_config(n2, wanted), wanted)
+    assert resources.table()[str(program)]["shared"] == expected
+    assert expected + 1024 <= SHARED_MEMORY_BYTES
 
 
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """One of the backward kernel's."""
-
-    n2: int
-    index: int
-
-    @property
-    def wanted(self) -> learned_backward_sm90.Wanted:
-        return learned_backward_sm90.launches(self.n2)[self.index]
-
-    @property
-    def config(self) -> Config:
-        return learned_backward_sm90.default_config(self.n2, self.wanted)
-
-    def __str__(self) -> str:
-        return f"n2 = {self.n2}, launch {self.index + 1}"
-
-
-def _build_backward(program):
-    launch, options, dtype = program.config, program.options, jnp.dtype(program.dtype)
-    shapes = Shapes(64 - options, 1, FEATURES, N1 - 8 * options, dtype)
-    rows = jax.ShapeDtypeStruct((shapes.batch, FEATURES, shapes.length, launch.n2), dtype)
-    spectrum = jax.ShapeDtypeStruct((FEATURES, 2, N1, launch.n2), dtype)
-    real_form = 2, launch.n2, 2 * launch.n2
-    table_shapes = {"first": (2, N1, N1), "second": real_form, "back": real_form, "twiddle": (2, N1, launch.n2)}
-    tables = [jax.ShapeDtypeStruct(table_shapes[name.split("_")[-1]], dtype) for name in launch.wanted.tables]
-    kernel = learned_backward_sm90.backward(launch.config, shapes, launch.wanted)
-    return kernel, (rows, rows, spectrum, jax.ShapeDtypeStruct((1,), jnp.int32), *tables)
-
-
-SPILLS = {  # at most: bytes of the stack, bytes spilled to it and read back
-    "n2 = 32, launch 2": (8, 16),
-    "n2 = 64, launch 1": (72, 200),
-    "n2 = 64, launch 2": (16, 32),
-}
-FORWARD = [
-    Program("learned forward", _build, learned_sm90.default_config(n2), dtype, options, "learned_fft_conv_forward")
-    for n2 in (16, 32, 64)
-    for dtype in DTYPES
-    for options in (False, True)
-]
-BACKWARD = [
-    Program("learned backward", _build_backward, Launch(n2, index), dtype, options, "learned_fft_conv_backward")
-    for n2 in (16, 32, 64)
-    for index in range(len(learned_backward_sm90.launches(n2)))
-    for dtype in DTYPES
-    for options in (False, True)
-]
-
-
-def _memory(program):
-    if program in FORWARD:
-        return learned_sm90.shared_memory(program.config)
-    return learned_backward_sm90.shared_memory(program.config.config, program.config.wanted)
-
-
-_QUICK = {"learned forward, n2 = 16", "learned backward, n2 = 64, launch 3"}  # to lower
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        pytest.param(p, marks=() if str(p).rsplit(", ", 2)[0] in _QUICK else pytest.mark.slow, id=str(p))
-        for p in FORWARD + BACKWARD
-        if p.dtype == "bfloat16" and p.options
-    ],
-)
-def test_lowers_for_a_gpu(program):
-    kernel, operands = program.build()
-    text = jax.jit(kernel).trace(*operands).lower(lowering_platforms=("cuda",)).as_text()
-    assert "mosaic_gpu" in text
-    assert _memory(program) + 1024 <= SHARED_MEMORY_BYTES
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    ahead_of_time.versions() is None, reason=f"needs the cuda-aot extra, {', '.join(ahead_of_time.WHEELS)}"
-)
-@pytest.mark.parametrize("program", FORWARD + BACKWARD, ids=str)
-def test_compiles_and_spills_little(program):
-    verdict = ahead_of_time.verdict(program)
-    stack, spilled = SPILLS.get(str(program.config), (0, 0))
-    assert verdict.stack <= stack
-    assert verdict.spilled <= spilled
-    assert verdict.shared == _memory(program)
-    assert not verdict.notes
-
-
-@pytest.mark.parametrize("learn_inverse", [False, True])
+@pytest.mark.parametrize("learn_inverse", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_kernel_gets_the_blocks_of_the_layer(monkeypatch, learn_inverse):
     """Its algebra, written out, in its place."""
 
@@ -211,17 +130,142 @@ def test_the_kernel_gets_the_blocks_of_the_layer(monkeypatch, learn_inverse):
     assert relative_error(got, np.asarray(want, np.float64)) < 1e-5  # 4e-7
 
 
-@pytest.mark.parametrize(
-    ("butterfly", "dtype", "message"),
-    [
-        (LearnedButterfly("right_angle", (32, 32)), "bfloat16", "takes the form 'right_angle' with the factors 64"),
-        (LearnedButterfly("padded", (64, 32)), "bfloat16", "takes the form 'right_angle' with the factors 64"),
-        (LearnedButterfly("right_angle", (64, 16), per_feature=True), "bfloat16", "that features share"),
-        (LearnedButterfly("right_angle", (64, 16)), "float32", r"takes bfloat16 or float16 sequences .* got float32"),
-    ],
-)
-def test_refuses(butterfly, dtype, message):
-    blocks = butterfly.init(jax.random.key(0), 2, 900)
-    u = jnp.ones((1, 2, 900), dtype)
+FITS = LearnedButterfly("right_angle", (64, 16))
+named = functools.partial(learned_long_conv, implementation="mosaic_gpu")
+
+
+def arguments_for(butterfly=FITS, taps=900, dtype="bfloat16", channels=()):
+    blocks = butterfly.init(jax.random.key(0), 2, taps)
+    u, kernel = jnp.ones((1, 2, 900), dtype), jnp.ones((*channels, 2, taps))
+    return u, kernel, {"blocks": blocks, "butterfly": butterfly}
+
+
+def test_layers_of_both_apis_lower_for_a_gpu_where_there_is_none():
+    """Without a look at any device; channels and layers share what was lowered."""
+    options = {"butterfly": FITS, "implementation": "mosaic_gpu", "dtype": "bfloat16"}
+    x = jax.ShapeDtypeStruct((3, 900, 2), jnp.bfloat16)
+    linen = fb.linen.LongConv(2, 900, **options)
+    variables = jax.eval_shape(linen.init, jax.random.key(0), x)
+    graph, state = nnx.split(nnx.eval_shape(lambda: fb.nnx.LongConv(2, 900, **options, rngs=nnx.Rngs(0))))
+
+    def both(x, variables, state):
+        return linen.apply(variables, x), nnx.merge(graph, state)(x)
+
+    text = lowered(both, x, variables, state)
+    assert kernels(text) == ["fft_conv_spectrum", "learned_fft_conv_forward"]
+    assert len(re.findall(r"call @_one_channel\w*\(", text)) == 4
+
+
+@pytest.mark.slow
+def test_a_gradient_lowers_to_both_ways_and_the_batch_may_have_any_axes():
+    u, kernel, options = arguments_for(channels=(2,))
+    u = jnp.ones((3, 1, *u.shape[1:]), u.dtype)
+    skip = jnp.ones((2, 2))
+
+    def total(u, kernel, skip, blocks):
+        y = named(u, kernel, skip, blocks=blocks, butterfly=FITS)
+        assert (y.shape, y.dtype) == ((3, 1, 2, 2, 900), u.dtype)
+        return y.astype(jnp.float32).sum()
+
+    found = kernels(lowered(jax.grad(total, (0, 1, 2, 3)), u, kernel, skip, options["blocks"]))
+    assert found.count("learned_fft_conv_backward") == 2  # of u, then of the spectrum
+
+
+@pytest.mark.slow
+def test_vmap_is_one_kernel_in_a_loop():
+    u, kernel, options = arguments_for()
+    mapped = jax.vmap(lambda u: named(u, kernel, **options))
+    text = lowered(mapped, jnp.ones((5, *u.shape), u.dtype))
+    assert kernels(text) == ["fft_conv_spectrum", "learned_fft_conv_forward"]
+    assert "stablehlo.while" in text
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((4, 2), ("batch", "feature"), axis_types=(AxisType.Auto,) * 2)
+
+
+def sharded(mesh):
+    _, _, options = arguments_for()
+    u = jax.ShapeDtypeStruct((8, 4, 1024), jnp.bfloat16, sharding=NamedSharding(mesh, P("batch", "feature")))
+    kernel = jax.ShapeDtypeStruct((4, 1024), jnp.float32, sharding=NamedSharding(mesh, P("feature")))
+    return u, kernel, options
+
+
+def test_under_a_sharded_jit_the_partitioner_asks_the_kernel(mesh):
+    u, kernel, options = sharded(mesh)
+    text = lowered(functools.partial(named, **options), u, kernel)
+    assert "CustomSPMDPartitioning" in text
+    assert not kernels(text)
+
+
+@pytest.mark.slow
+def test_shard_map_runs_the_kernel_on_each_shard(mesh):
+    u, kernel, options = sharded(mesh)
+    specs = P("batch", "feature"), P("feature")
+    with jax.set_mesh(mesh):
+        run = functools.partial(named, **options)
+        mapped = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+        text = lowered(mapped, u, kernel)
+    assert kernels(text) == ["fft_conv_spectrum", "learned_fft_conv_forward"]
+    assert re.search(r"@mosaic_gpu.*-> tensor<2x1x2x64x16xbf16>", text)  # of (8, 4, 1024)
+
+
+def test_on_a_cpu_the_kernel_says_what_else_there_is_and_an_order_goes_on():
+    u, kernel, options = arguments_for()
+    with pytest.raises(NotImplementedError, match=r'for \'cpu\'. Use implementation="butterfly" or None here'):
+        named(u, kernel, **options)
+    got = learned_long_conv(u, kernel, **options, implementation=("mosaic_gpu", "butterfly"))
+    np.testing.assert_array_equal(got, learned_long_conv(u, kernel, **options))
+
+
+REFUSED = {
+    "causal": (LearnedButterfly("causal", (64, 16)), "bfloat16", "takes the form 'right_angle'; got 'causal'"),
+    "padded": (LearnedButterfly("padded", (64, 32)), "bfloat16", "takes the form 'right_angle'; got 'padded'"),
+    "length": (LearnedButterfly("right_angle"), "bfloat16", r"got Plan\(factors=\(16, 16, 4\)\). Give Learned"),
+    "factors": (LearnedButterfly("right_angle", (64, 128)), "bfloat16", r"got Plan\(factors=\(64, 128\)\)"),
+    "per feature": (LearnedButterfly("right_angle", (64, 16), per_feature=True), "bfloat16", "that features share"),
+    "activation": (LearnedButterfly("right_angle", (64, 16), activation=jnp.tanh), "bfloat16", "no activation"),
+    "float32": (FITS, "float32", "takes bfloat16 or float16 sequences; got float32. Cast u"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_kernel_refuses_goes_elsewhere_unless_it_is_named(name):
+    butterfly, dtype, message = REFUSED[name]
+    u, kernel, options = arguments_for(butterfly, dtype=dtype)
+    run = functools.partial(learned_long_conv, **options)
     with pytest.raises(NotImplementedError, match=message):
-        learned_long_conv_mosaic_gpu(u, jnp.ones((2, 900)), blocks=blocks, butterfly=butterfly)
+        run(u, kernel, implementation="mosaic_gpu")
+    order = functools.partial(run, implementation=("mosaic_gpu", "butterfly"))
+    assert jax.eval_shape(order, u, kernel).shape == u.shape
+
+
+def test_refuses_a_reverse_kernel_and_other_implementations():
+    u, kernel, options = arguments_for()
+    with pytest.raises(NotImplementedError, match=r"takes no reverse_kernel; got one of shape \(2, 900\)"):
+        named(u, kernel, reverse_kernel=kernel, **options)
+    with pytest.raises(NotImplementedError, match=r"'mosaic_gpu': .* no reverse_kernel.* 'xla': learned blocks need"):
+        learned_long_conv(u, kernel, reverse_kernel=kernel, implementation=("mosaic_gpu", "xla"), **options)
+    with pytest.raises(ValueError, match="Did you mean 'mosaic_gpu'"):
+        learned_long_conv(u, kernel, implementation="mosaic", **options)
+
+
+def test_what_is_empty_needs_no_kernel():
+    u, kernel, options = arguments_for(channels=(3,))
+    y = named(u[:0], kernel, jnp.ones((3, 2)), **options)
+    assert (y.shape, y.dtype) == ((0, 3, 2, 900), u.dtype)
+
+
+def test_channels_and_skip_are_those_of_the_reference(monkeypatch):
+    """With the reference in the kernel's place."""
+    monkeypatch.setattr(mosaic_gpu, "learned_long_conv_mosaic_gpu", learned_long_conv)
+    butterfly = LearnedButterfly("right_angle", (3, 2))
+    random = np.random.default_rng(0)
+    u, kernel, skip = (jnp.float32(random.standard_normal(shape)) for shape in ((2, 3, 2, 6), (2, 2, 6), (2, 2)))
+    blocks = butterfly.init(jax.random.key(0), 2, 6)
+    want = learned_long_conv(u, kernel, skip, blocks=blocks, butterfly=butterfly)
+    got = mosaic_gpu.with_channels_and_skip(u, kernel, skip, blocks, butterfly)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    one = mosaic_gpu.with_channels_and_skip(u, kernel[0], skip[0], blocks, butterfly)
+    np.testing.assert_allclose(one, want[:, :, 0], atol=1e-5)

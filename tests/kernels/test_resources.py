@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What ought to be empty. With four warpgroups a thread has 128 registers, with three 168. Configurations that spill or
 # serialise their products are here because they were measured to be faster than any that does not: by 11 % for gated
 # sequences of 1024 and 2048 steps, by 14 % for the backward kernel of 2048, by 1 to 5 % for the others. The kernels by
-# blocks and of three passes have one configuration.
+# blocks, of three passes and with learned blocks have one configuration.
 SPILLS = {  # program -> bytes of the stack, bytes spilled to it and read back
     "forward, gated, n2 = 16, bfloat16, options on": (32, 76),
     "forward, gated, n2 = 16, float16, options off": (24, 84),
@@ -82,6 +82,16 @@ SPILLS = {  # program -> bytes of the stack, bytes spilled to it and read back
     "join, 16 x 64 rows, bfloat16, options on": (16, 48),
     "join, 16 x 64 rows, float16, options off": (16, 48),
     "join, 16 x 64 rows, float16, options on": (16, 48),
+    "learned backward, n2 = 32, launch 2, bfloat16, options off": (8, 8),
+    "learned backward, n2 = 32, launch 2, bfloat16, options on": (24, 40),
+    "learned backward, n2 = 32, launch 2, float16, options off": (24, 48),
+    "learned backward, n2 = 32, launch 2, float16, options on": (24, 40),
+    "learned backward, n2 = 64, launch 1, bfloat16, options off": (56, 148),
+    "learned backward, n2 = 64, launch 1, bfloat16, options on": (56, 148),
+    "learned backward, n2 = 64, launch 1, float16, options off": (32, 92),
+    "learned backward, n2 = 64, launch 1, float16, options on": (40, 108),
+    "learned backward, n2 = 64, launch 2, bfloat16, options off": (8, 8),
+    "learned backward, n2 = 64, launch 2, bfloat16, options on": (8, 8),
 }
 SERIALIZED = {  # programs whose products wait for each other, as registers are short
     "forward, n2 = 32, float16, options off",

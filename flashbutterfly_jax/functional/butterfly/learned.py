@@ -40,7 +40,15 @@ from flashbutterfly_jax.functional.butterfly.blocks import Blocks, block_shapes,
 from flashbutterfly_jax.functional.butterfly.convolution import RIGHT_ANGLE
 from flashbutterfly_jax.functional.butterfly.plans import MAX_ORDER, Plan
 from flashbutterfly_jax.functional.butterfly.transform import forward, forward_stage, inverse
-from flashbutterfly_jax.typing import ArrayLike, DTypeLike, Precision, checked_by_hand
+from flashbutterfly_jax.functional.long_conv import _resolve
+from flashbutterfly_jax.typing import (
+    ArrayLike,
+    DTypeLike,
+    Implementation,
+    Implementations,
+    Precision,
+    checked_by_hand,
+)
 
 type Form = Literal["causal", "right_angle", "padded"]
 
@@ -155,11 +163,13 @@ def learned_long_conv(
     butterfly: LearnedButterfly,
     reverse_kernel: Annotated[ArrayLike, "*C D K"] | None = None,
     precision: Precision = None,
+    implementation: Implementations = None,
 ) -> Float[Array, "*BC D L"]:
     """`long_conv` with learned blocks; with new ones, its equal to rounding.
 
     **Not causal once trained**, unless ``butterfly.form`` is ``"causal"``. The skip is added outside of the transforms.
-    Computes in float32, or in float64 where any argument is float64; the result has the dtype of u.
+    ``"butterfly"`` computes in float32, or in float64 where any argument is float64; ``"mosaic_gpu"`` multiplies in the
+    16 bits of u with float32 sums. The result has the dtype of u.
 
     Args:
       u: ``(*B, D, L)``; L is at most the plan's points, half of them where padded, and any in the causal form.
@@ -168,10 +178,15 @@ def learned_long_conv(
       blocks: of `LearnedButterfly.init`, for D features and K taps.
       butterfly: what they are blocks of.
       reverse_kernel: taps of the lags -1, -2, ..., of the kernel's shape; none in the causal form.
-      precision: of the matrix products; None is the highest.
+      precision: of the matrix products of ``"butterfly"``; None is the highest.
+      implementation: ``"butterfly"``, which None means, takes every request. ``"mosaic_gpu"`` is a fused kernel for
+        Hopper GPUs: a 16-bit u, the right angle with the factors 64 and 16, 32 or 64, no activation, blocks that
+        features share, no reverse kernel; it has first derivatives. Of a sequence of names the first that supports the
+        request runs, and on another device than the kernel's the next one.
 
     Raises:
       ValueError: if an argument has a wrong shape, dtype or value.
+      NotImplementedError: if the request is valid, but no implementation named supports it.
 
     Example:
       >>> from flashbutterfly_jax import long_conv
@@ -206,7 +221,45 @@ def learned_long_conv(
     }
     _check_blocks(blocks, butterfly, plan, u.shape[-2])
 
-    return _convolve(u, kernel, skip, reverse_kernel, blocks, butterfly, plan, precision)
+    names = ("butterfly",) if implementation is None else _resolve(implementation)
+    return _run(names, u, kernel, skip, reverse_kernel, blocks, butterfly, plan, precision)
+
+
+def _run(names: tuple[Implementation, ...], *arguments) -> Array:
+    """The result of the first implementation that supports the request."""
+    reasons = []
+    for position, name in enumerate(names, 1):
+        rest = functools.partial(_run, names[position:]) if names[position:] else None
+        try:
+            if name == "butterfly":
+                return _convolve(*arguments)
+            if name == "mosaic_gpu":
+                return _fused(rest, *arguments)
+            raise NotImplementedError(
+                'learned blocks need implementation="butterfly" or "mosaic_gpu", or None, as no other multiplies by '
+                f"them; got {name!r}."
+            )
+        except NotImplementedError as reason:
+            if len(names) == 1:
+                raise
+            reasons.append(f"{name!r}: {reason}")
+    raise NotImplementedError("No implementation named supports this request. " + " ".join(reasons))
+
+
+def _fused(rest: Callable[..., Array] | None, u, kernel, skip, reverse_kernel, blocks, *static) -> Array:
+    """By the fused kernel where it is lowered for CUDA; elsewhere by the rest of the order, if there is any."""
+    from flashbutterfly_jax.functional.butterfly import mosaic_gpu  # not above: it imports this module
+
+    butterfly, plan, _ = static
+    mosaic_gpu.check_supported(u, reverse_kernel, butterfly, plan)
+    arrays = u, kernel, skip, blocks
+    if rest is None:
+        return mosaic_gpu.with_channels_and_skip(*arrays, butterfly)
+    return jax.lax.platform_dependent(
+        *arrays,
+        cuda=functools.partial(mosaic_gpu.with_channels_and_skip, butterfly=butterfly),
+        default=lambda u, kernel, skip, blocks: rest(u, kernel, skip, reverse_kernel, blocks, *static),
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("butterfly", "plan", "precision"))

@@ -1,5 +1,7 @@
 """The learned butterfly at a right angle by the fused kernels for Hopper GPUs."""
 
+import functools
+import math
 from typing import Any
 
 import jax
@@ -9,10 +11,67 @@ from jaxtyping import Array, Float
 from flashbutterfly_jax.functional.butterfly.blocks import Blocks, stage_blocks
 from flashbutterfly_jax.functional.butterfly.convolution import RIGHT_ANGLE
 from flashbutterfly_jax.functional.butterfly.learned import LearnedButterfly
+from flashbutterfly_jax.functional.butterfly.plans import Plan
 from flashbutterfly_jax.functional.butterfly.transform import inverse_dft_blocks
 from flashbutterfly_jax.functional.origin import check_pallas_kernels
 
 FIRST_FACTOR, SECOND_FACTORS = 64, (16, 32, 64)
+
+
+def check_supported(u: Array, reverse_kernel: Array | None, butterfly: LearnedButterfly, plan: Plan) -> None:
+    """Refuses what the kernel does not compute, without a look at any device.
+
+    Raises:
+      NotImplementedError: with the reason, and what would do instead.
+    """
+    takes, instead = "the learned kernel", 'Use implementation="butterfly" or None.'
+    if butterfly.form != "right_angle":
+        raise NotImplementedError(f"{takes} takes the form 'right_angle'; got {butterfly.form!r}. {instead}")
+    if plan.order != 2 or plan.factors[0] != FIRST_FACTOR or plan.factors[1] not in SECOND_FACTORS:
+        points = [FIRST_FACTOR * factor for factor in SECOND_FACTORS]
+        raise NotImplementedError(
+            f"{takes} takes the factors 64 and one of {SECOND_FACTORS}, for at most {points} steps; got {plan}. "
+            f'Give LearnedButterfly("right_angle", factors=(64, 16)) for up to 1024 steps and so on, or for longer '
+            f'sequences use implementation="butterfly" or None.'
+        )
+    if butterfly.per_feature or butterfly.activation is not None:
+        raise NotImplementedError(
+            f"{takes} takes blocks that features share and no activation; got {butterfly}. {instead}"
+        )
+    if reverse_kernel is not None:
+        raise NotImplementedError(
+            f"{takes} takes no reverse_kernel; got one of shape {reverse_kernel.shape}. {instead}"
+        )
+    if u.dtype not in (jnp.bfloat16, jnp.float16):
+        raise NotImplementedError(
+            f"{takes} takes bfloat16 or float16 sequences; got {u.dtype}. Cast u, or give a layer such a dtype; or "
+            f'use implementation="butterfly" or None.'
+        )
+
+
+def with_channels_and_skip(
+    u: Float[Array, "*B D L"],
+    kernel: Float[Array, "*C D K"],
+    skip: Float[Array, "*C D"] | None,
+    blocks: dict[str, Blocks],
+    butterfly: LearnedButterfly,
+) -> Float[Array, "*BC D L"]:
+    """`learned_long_conv` by the kernel, a launch for each channel; the skip's product is a float32 one."""
+    channels, batch = kernel.shape[:-2], u.shape[:-2]
+    if not u.size:
+        return jnp.zeros((*batch, *channels, *u.shape[-2:]), u.dtype)
+    rows = u.reshape(math.prod(batch), *u.shape[-2:])
+    ys = [_one_channel(rows, one, blocks, butterfly) for one in kernel.reshape(-1, *kernel.shape[-2:])]
+    y = jnp.stack(ys, 1).reshape(*batch, *channels, *u.shape[-2:])
+    if skip is None:
+        return y
+    weighted = skip[..., None] * (u if not channels else u[..., None, :, :]).astype(jnp.float32)
+    return (y + weighted).astype(u.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="butterfly")  # lowered once for all channels and layers of a model
+def _one_channel(u, kernel, blocks, butterfly):
+    return learned_long_conv_mosaic_gpu(u, kernel, blocks=blocks, butterfly=butterfly)
 
 
 def learned_long_conv_mosaic_gpu(
@@ -44,17 +103,7 @@ def learned_long_conv_mosaic_gpu(
       True
     """
     plan = butterfly.plan(kernel.shape[-1])
-    fits = plan.order == 2 and plan.factors[0] == FIRST_FACTOR and plan.factors[1] in SECOND_FACTORS
-    if butterfly.form != "right_angle" or not fits or butterfly.per_feature or butterfly.activation is not None:
-        raise NotImplementedError(
-            f"the learned kernel takes the form 'right_angle' with the factors 64 and one of {SECOND_FACTORS}, blocks "
-            f"that features share and no activation; got {butterfly} with {plan}."
-        )
-    if u.dtype not in (jnp.bfloat16, jnp.float16) or u.shape[-1] > plan.n:
-        raise NotImplementedError(
-            f"the learned kernel takes bfloat16 or float16 sequences of at most {plan.n} steps; got {u.dtype} of "
-            f"{u.shape[-1]}."
-        )
+    check_supported(u, None, butterfly, plan)
     check_pallas_kernels()
     from pallas_kernels.fft_conv import learned_api  # not above: importing Pallas takes a second
 
