@@ -25,6 +25,7 @@ from pallas_kernels.fft_conv.config import (
     forward_kernel,
     second_factor,
 )
+from pallas_kernels.fft_conv.manual_axes import axes_of, varying_alike, varying_over
 from pallas_kernels.fft_conv.outer_plan import LONGEST, outer_plan
 from pallas_kernels.fft_conv.reference import backward_reference, forward_reference, gated
 from pallas_kernels.fft_conv.tables import dft_tables, tap_cotangent
@@ -81,6 +82,7 @@ def fft_conv(
             f"the kernel for {length} steps addresses fewer than 2**{bits} numbers; got a result of shape "
             f"{(batch, channels, features, length)}. Divide the batch."
         )
+    u, taps, reverse_taps, pre_gate, post_gate = varying_alike(u, taps, reverse_taps, pre_gate, post_gate)
     n2 = second_factor(length)
     rows = functools.partial(_rows, n2=n2, dtype=dtype)
     results = []
@@ -262,6 +264,7 @@ def _spectra(u, taps, config, *tables):
 def _taps_cotangent(u, taps, config, d_spectra):
     """From that of the spectra, in parts: `(parts, D ..., 64, n2)`."""
     _, ahead = _blocks(u, taps)
+    taps, d_spectra = varying_alike(taps, d_spectra)
     flat = taps.reshape(-1, *taps.shape[2:])
     d_spectra = d_spectra.sum(0).reshape(flat.shape[0], -1, 2, N1, config.n2)
     return tap_cotangent(d_spectra, flat, config, before=ahead).reshape(taps.shape)
@@ -444,10 +447,16 @@ def _on_gpu(op, *operands, static: tuple = ()):
         return op.fun(*operands, *static)
 
     def by_platform(*operands):
-        results = jax.eval_shape(lambda *x: op(*x, *static), *operands)
+        operands = varying_alike(*operands)
+        axes = axes_of(operands[0])
+
+        def run(*operands):
+            return jax.tree.map(lambda result: varying_over(axes, result), op(*operands, *static))
+
+        results = jax.eval_shape(run, *operands)
         return jax.lax.platform_dependent(
             *operands,
-            cuda=lambda *x: op(*x, *static),
+            cuda=run,
             default=lambda *x: jax.tree.map(lambda r: _needs_cuda_p.bind(*x, shape=r.shape, dtype=r.dtype), results),
         )
 

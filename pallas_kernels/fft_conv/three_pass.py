@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.fft_conv import inner_sm90, outer_radix_sm90, outer_sm90
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE
+from pallas_kernels.fft_conv.manual_axes import varying_alike
 from pallas_kernels.fft_conv.outer_plan import (
     OuterPlan,
     inner_tables,
@@ -51,6 +52,7 @@ def backward(x, pre_gate, post_gate, g, taps, plan: OuterPlan, shift, *, before:
     w, d_spectra = kernel(_as_matrices(z), _as_matrices(h), spectra, *_inner_operands(plan, x.dtype), shift)
     d_x = _join(w, None, plan, x.shape[-2])
     d_post = None if post_gate is None else _convolve(z, g, spectra, plan, x.shape[-2], shift)
+    _, d_spectra = varying_alike(spectra, d_spectra)
     (d_taps,) = transpose(d_spectra.sum(0))
     return d_x, d_post, d_taps
 

@@ -8,6 +8,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -116,14 +117,34 @@ def test_under_a_sharded_jit_the_partitioner_asks_the_kernel(mesh, function):
     assert not kernels(text)  # a bare one would be replicated
 
 
-def test_shard_map_runs_the_kernel_on_each_shard():
+@pytest.mark.parametrize("checked", [True, False])
+def test_shard_map_runs_the_kernel_on_each_shard(checked):
     mesh = jax.make_mesh((4, 2), ("batch", "feature"), axis_types=(AxisType.Auto,) * 2)
     specs = P("batch", "feature"), P("feature")
     with jax.set_mesh(mesh):
-        mapped = jax.shard_map(fused, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+        mapped = jax.shard_map(fused, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=checked)
         text = lowered(mapped, *sharded(mesh))
     assert kernels(text) == [FORWARD, SPECTRUM]
     assert re.search(r"@mosaic_gpu.*-> tensor<2x1x2x64x16xbf16>", text)  # of (8, 4, 1024)
+
+
+@pytest.mark.parametrize("length", [1024, 20000])
+def test_the_default_in_shard_map_sums_the_gradient_of_taps_that_devices_share(length):
+    """Lowered for CUDA it takes the kernels, run here it is XLA's; what varies is checked, as it is unless told."""
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
+    u, kernel = (
+        jnp.asarray(np.random.default_rng(0).standard_normal(x.shape), x.dtype) for x in arrays(length, batch=(4,))
+    )
+
+    def gradient(convolve):
+        return jax.grad(lambda u, kernel: (convolve(u, kernel).astype(jnp.float32) ** 2).sum(), (0, 1))
+
+    convolve = jax.shard_map(long_conv, mesh=mesh, in_specs=(P("batch"), P()), out_specs=P("batch"))
+    assert any("backward" in name for name in kernels(lowered(gradient(convolve), u, kernel)))
+    got, want = (jax.jit(gradient(each))(u, kernel) for each in (convolve, long_conv))
+    np.testing.assert_array_equal(got[0], want[0])
+    error = jnp.linalg.norm(got[1] - want[1]) / jnp.linalg.norm(want[1])
+    assert error < 2e-6  # 1.0e-7
 
 
 def test_export():
