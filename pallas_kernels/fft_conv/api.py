@@ -447,7 +447,7 @@ def _on_gpu(op, *operands, static: tuple = ()):
         return op.fun(*operands, *static)
 
     def by_platform(*operands):
-        operands = varying_alike(*operands)
+        operands = tuple(varying_alike(*operands))
         axes = axes_of(operands[0])
 
         def run(*operands):
