@@ -17,11 +17,11 @@ demo: $(VENV)/demo.stamp  ## train a LongConv classifier on handwritten digits (
 bench: $(VENV)/demo.stamp  ## time the convolution on this machine's device, against rivals and physical limits
 	$(BIN)/python -m experiments.benchmarks.convolution
 
-test: lint  ## everything that CI runs, under 10 minutes on two CPU cores
-	$(BIN)/python -m pytest -n $(WORKERS)
+test: lint  ## everything that continuous integration runs
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-all: lint  ## `make test` and the slow tests
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu"
 
 lint: $(VENV)/dev.stamp  ## format, style and type checks alone
 	$(BIN)/ruff format --check

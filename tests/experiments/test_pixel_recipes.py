@@ -123,11 +123,13 @@ def test_options_say_what_they_expect(recipe, options, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "chance"), [(small(GRAY), 0.1), (pathfinder.SMALL, 0.5)])
-def test_small_presets_beat_chance(tmp_path, recipe, chance):
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("recipe", "steps", "least"), [(small(GRAY), 150, 0.2), (pathfinder.SMALL, 400, 0.6)])
+def test_small_presets_beat_chance(tmp_path, recipe, steps, least):
+    """In fewer steps than theirs: chance is 0.1, and 0.5."""
     from experiments.common.train import train
 
-    shorter = dataclasses.replace(recipe, steps=recipe.steps // 2, checkpoint_every=recipe.steps // 2)
+    shorter = dataclasses.replace(recipe, steps=steps, checkpoint_every=steps)
     result = train(shorter, tmp_path / "run", devices=jax.devices()[:1])
     test = [row for row in result.rows if row["split"] == "test"][-1]
-    assert test["accuracy"] > chance + 0.1
+    assert test["accuracy"] > least

@@ -106,9 +106,10 @@ def test_a_sweep_ends_with_a_page(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_whole_sweep(tmp_path, monkeypatch, capsys):
     small = ("--steps", "2", "--evaluate-every", "2", "--checkpoint-every", "2", "--warmup-steps", "0")
-    few = ("--num-layers", "1", "--squash-threshold", "0.0001")
+    few = ("--num-layers", "1", "--squash-threshold", "0.0001", "--batch-size", "8")  # an example for each device
     sweep(monkeypatch, "--sweep", "regularization", *small, *few, "--workdir", tmp_path)
     text = (tmp_path / "page" / "index.html").read_text()
     assert text.count("kernels of ") == 8
