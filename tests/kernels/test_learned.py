@@ -17,11 +17,14 @@ from flashbutterfly_jax.functional.butterfly import (
     Chain,
     learned_reference_forward,
     learned_reference_spectrum,
+    learned_reference_spectrum_backward,
     mosaic_gpu,
 )
+from flashbutterfly_jax.functional.butterfly import twiddle as dft_twiddle
 from flashbutterfly_jax.functional.butterfly.mosaic_gpu import learned_long_conv_mosaic_gpu
 from pallas_kernels.fft_conv import learned_api, learned_backward_sm90, learned_sm90
 from pallas_kernels.fft_conv.config import N1, SHARED_MEMORY_BYTES, Config
+from pallas_kernels.fft_conv.tables import block_scale
 from tests.kernels import resources
 from tests.kernels.interpreter import interpreted
 from tests.kernels.programs import LEARNED
@@ -97,6 +100,23 @@ def test_values_and_every_cotangent_with_any_blocks(case):
     assert max(jax.tree.leaves(errors)) < FUSED[dtype], errors
 
 
+@pytest.mark.slow
+def test_the_cotangents_of_the_taps_and_their_blocks_are_those_of_the_chain():
+    config, random = Config(32), np.random.default_rng(0)
+    m, n, spectra = (
+        random.standard_normal((*shape, 2)).astype("float32").view("complex64")[..., 0]
+        for shape in ((N1, N1), (32, 32), (3, N1, 32))
+    )
+    taps, scale = random.standard_normal((3, 2000)).astype("float32"), 1 / (2048 * block_scale(config) ** 3)
+    planes = (np.stack([z.real, z.imag]) for z in (m, n, dft_twiddle(N1, 32, 0.25)))
+    got = learned_api.cotangents_of_taps(taps, *planes, np.stack([spectra.real, spectra.imag], 1), config)
+    rows = scale * np.pad(taps, ((0, 0), (0, 48))).reshape(3, N1, 32)
+    d_rows, *want = learned_reference_spectrum_backward(*map(jnp.asarray, (rows, m, n, spectra)))
+    want = [scale * d_rows.reshape(3, -1)[:, :2000], *(np.stack([z.real, z.imag]) for z in want)]
+    errors = [relative_error(*pair) for pair in zip(got, want, strict=True)]
+    assert max(errors) < 2e-6, errors  # 3e-7
+
+
 @pytest.mark.parametrize("program", LEARNED, ids=str)
 def test_shared_memory_is_what_the_compiler_found(program):
     n2, launch = program.config.n2, program.config.launch
@@ -109,7 +129,8 @@ def test_shared_memory_is_what_the_compiler_found(program):
     assert expected + 1024 <= SHARED_MEMORY_BYTES
 
 
-@pytest.mark.parametrize("learn_inverse", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("learn_inverse", [False, True])
 def test_the_kernel_gets_the_blocks_of_the_layer(monkeypatch, learn_inverse):
     """Its algebra, written out, in its place."""
 

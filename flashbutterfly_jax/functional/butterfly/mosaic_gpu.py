@@ -30,9 +30,9 @@ def check_supported(u: Array, reverse_kernel: Array | None, butterfly: LearnedBu
     if plan.order != 2 or plan.factors[0] != FIRST_FACTOR or plan.factors[1] not in SECOND_FACTORS:
         points = [FIRST_FACTOR * factor for factor in SECOND_FACTORS]
         raise NotImplementedError(
-            f"{takes} takes the factors 64 and one of {SECOND_FACTORS}, for at most {points} steps; got {plan}. "
-            f'Give LearnedButterfly("right_angle", factors=(64, 16)) for up to 1024 steps and so on, or for longer '
-            f'sequences use implementation="butterfly" or None.'
+            f"{takes} takes the factors 64 and one of {SECOND_FACTORS}, of {points} points; got {plan}. Give "
+            f'LearnedButterfly("right_angle", factors=(64, 16)) for up to 1024 taps and so on, or use '
+            f'implementation="butterfly" or None.'
         )
     if butterfly.per_feature or butterfly.activation is not None:
         raise NotImplementedError(
@@ -58,11 +58,11 @@ def with_channels_and_skip(
 ) -> Float[Array, "*BC D L"]:
     """`learned_long_conv` by the kernel, a launch for each channel; the skip's product is a float32 one."""
     channels, batch = kernel.shape[:-2], u.shape[:-2]
-    if not u.size:
+    if not u.size or not kernel.size:
         return jnp.zeros((*batch, *channels, *u.shape[-2:]), u.dtype)
     rows = u.reshape(math.prod(batch), *u.shape[-2:])
     ys = [_one_channel(rows, one, blocks, butterfly) for one in kernel.reshape(-1, *kernel.shape[-2:])]
-    y = jnp.stack(ys, 1).reshape(*batch, *channels, *u.shape[-2:])
+    y = (jnp.stack(ys, 1) if channels else ys[0]).reshape(*batch, *channels, *u.shape[-2:])
     if skip is None:
         return y
     weighted = skip[..., None] * (u if not channels else u[..., None, :, :]).astype(jnp.float32)
