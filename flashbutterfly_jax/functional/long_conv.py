@@ -25,8 +25,12 @@ _BACKENDS: dict[Implementation, str] = {
 # Those that only CUDA devices run. With another one after it in the order, lowering for the device chooses.
 _CUDA_ONLY: frozenset[Implementation] = frozenset({"mosaic_gpu", "triton"})
 
-# Lengths that None gives to the Triton kernels, by compute capability: where they were measured to be faster than FFTs.
-_TRITON_LENGTHS: dict[str, range] = {}
+# Lengths that None gives to the Triton kernels, by compute capability: where one H100 was faster with them than with
+# FFTs, forward and backward together. It stands for the other cards, which were not measured: 10.0 has the same
+# kernels, cut up otherwise; those of the others ran on the H100 too, above 2048 steps slower than FFTs.
+_TRITON_LENGTHS: dict[str, range] = dict.fromkeys(("9.0", "10.0"), range(1024, 8193, 8)) | dict.fromkeys(
+    ("8.0", "8.6", "8.9", "12.0"), range(1024, 2049, 1024)
+)
 
 # Lengths that None gives to the fused kernel on Hopper: its shortest transform has 1024 points, with which it is no
 # faster than FFTs of 128 steps; three passes end at 4,194,304.
@@ -135,8 +139,9 @@ def _run(names: tuple[Implementation, ...], u: Array, kernel: Array, *args, **kw
             backend = _load(name)
             if not u.size or not kernel.size:
                 return jnp.zeros((*u.shape[:-2], kernel.shape[0], *u.shape[-2:]), u.dtype)
-            if name in _CUDA_ONLY and names[position:]:
-                return _by_platform(backend, functools.partial(_run, names[position:]), u, kernel, *args, **kwargs)
+            elsewhere = tuple(other for other in names[position:] if other not in _CUDA_ONLY)
+            if name in _CUDA_ONLY and elsewhere:
+                return _by_platform(backend, functools.partial(_run, elsewhere), u, kernel, *args, **kwargs)
             return backend(u, kernel, *args, **kwargs)
         except NotImplementedError as reason:
             if len(names) == 1:
@@ -159,14 +164,18 @@ def _by_platform(cuda, default, *args, circular, precision, **kwargs) -> Array:
 def _default_order(u: Array) -> tuple[Implementation, ...]:
     """What None tries. The last takes every valid request.
 
-    The fused kernel comes first where it is faster at the error that the dtype of u has anyway, on Hopper; a device
-    that is not here, for which the computation may yet be lowered, is taken for one.
+    Fused kernels come first where they are faster at the error that the dtype of u has anyway: those for Hopper, then
+    those by Triton, which are slower there. Which card it is, the devices of this process say when it is traced, for no
+    rule of lowering tells one CUDA device from another; a device that is not here, for which the computation may yet be
+    lowered, is taken for Hopper.
     """
-    if jnp.finfo(u.dtype).bits == 16 and u.shape[-1] in _FUSED_LENGTHS and _may_be_hopper():
-        return "mosaic_gpu", "xla"
-    if jnp.finfo(u.dtype).bits == 16 and u.shape[-1] in _TRITON_LENGTHS.get(_capability(), ()):
-        return "triton", "xla"
-    return ("xla",)
+    names: list[Implementation] = []
+    if jnp.finfo(u.dtype).bits == 16:
+        if u.shape[-1] in _FUSED_LENGTHS and _may_be_hopper():
+            names.append("mosaic_gpu")
+        if u.shape[-1] in _TRITON_LENGTHS.get(_capability(), ()):
+            names.append("triton")
+    return *names, "xla"
 
 
 def _may_be_hopper() -> bool:

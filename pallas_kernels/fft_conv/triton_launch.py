@@ -106,7 +106,8 @@ def launch(
             f"the Triton kernels divide the work into fewer than 2**31 programs; this would be {programs}. Split the "
             f"batch."
         )
-    constants = constants | plan.constants(name)
+    itemsize = operands[0].dtype.itemsize
+    constants = constants | plan.constants(name, constants, itemsize)
     if interpreter is not None:
         return interpreter(plan.module, name, operands, results, programs, constants)
     try:
@@ -123,8 +124,8 @@ def launch(
         kernel=getattr(kernels, name),
         grid=(programs,),
         name=f"fft_conv_{name}",
-        num_warps=plan.warps_of(name, constants),
-        num_stages=plan.stages,
+        num_warps=plan.warps_of(name, constants, itemsize),
+        num_stages=plan.stages_of(name),
         compute_capability=int(card.capability.replace(".", "")),
         **{keyword: list(results)},
         **constants,

@@ -93,7 +93,7 @@ class _Launches:
         """`convolve` of either kind of kernels: out, and other_out if there is another gate."""
         out = jax.ShapeDtypeStruct(self.shape, self.dtype)
         other_out = jax.ShapeDtypeStruct((1,) if other_gate is None else self.shape, self.dtype)
-        rows = self.plan.rows_of_program(self.shape[0], self.filters)
+        rows = self.plan.rows_of_program("convolve", self.shape[0], self.filters)
         constants = {
             "X_CHANNELS": _channels(x),
             "FACTOR_CHANNELS": _channels(factor),
@@ -113,7 +113,7 @@ class _Launches:
         """`backward` of `triton_shared`: shares of the cotangents of x and of its factor, and that of the spectra."""
         plan = self.plan
         pieces = 1 if sequences else plan.n1 // plan.block * (plan.n2 // plan.columns)
-        rows = plan.rows_of_program(self.shape[0], self.filters * pieces)
+        rows = plan.rows_of_program("backward", self.shape[0], self.filters * pieces)
         parts = -(-self.shape[0] // rows)
         constants = {
             "FACTOR_CHANNELS": _channels(factor),
@@ -133,7 +133,7 @@ class _Launches:
     def correlate(self, x, factor, g, gate) -> jax.Array:
         """`correlate` of `triton_registers`: the cotangent of the spectra."""
         batch, channels, features, _ = self.shape
-        plan, rows = self.plan, self.plan.rows_of_program(batch, self.filters)
+        plan, rows = self.plan, self.plan.rows_of_program("correlate", batch, self.filters)
         pieces = plan.n1 // plan.block * (plan.n2 // plan.columns)
         all_tiles = -(-batch // rows)
         tiles = -(-all_tiles // max(1, min(all_tiles, _PROGRAMS // (self.filters * pieces))))

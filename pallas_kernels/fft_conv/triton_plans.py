@@ -26,7 +26,7 @@ class Plan:
       shared: bytes of shared memory that no kernel of this plan needs more of, on any card.
       chunk: columns of F2 that are there at once.
       block, columns: k1 and k2 that a program makes of a cotangent of the spectra alone.
-      stages: copies of a piece that a loop has under way.
+      stages: rows of the batch of which a program of `convolve` loads one while it works on another.
 
     Raises:
       ValueError: for sizes that no kernel has.
@@ -77,16 +77,20 @@ class Plan:
         """What both blocks together multiply a spectrum by."""
         return _scale(self.n1) * _scale(self.n2)
 
-    def rows_of_program(self, batch: int, spectra: int) -> int:
-        """Rows of the batch that a program of `convolve` takes, where there are so many spectra of taps."""
+    def rows_of_program(self, kernel: str, batch: int, spectra: int) -> int:
+        """Rows of the batch that a program of a kernel takes, where there are so many spectra or pieces of them."""
         raise NotImplementedError
 
-    def warps_of(self, kernel: str, constants: dict[str, Any]) -> int:
-        """Of a program of the kernel with these constants."""
+    def warps_of(self, kernel: str, constants: dict[str, Any], itemsize: int) -> int:
+        """Of a program of the kernel with these constants, for sequences of numbers of so many bytes."""
         raise NotImplementedError
 
-    def constants(self, kernel: str) -> dict[str, int]:
-        """What a kernel is compiled for of a plan."""
+    def stages_of(self, kernel: str) -> int:
+        """Of the loop of a kernel."""
+        return self.stages if kernel == "convolve" else 1
+
+    def constants(self, kernel: str, constants: dict[str, Any], itemsize: int) -> dict[str, int]:
+        """What a kernel with these constants is compiled for of a plan, likewise."""
         raise NotImplementedError
 
     def tables(self) -> list[np.ndarray]:
@@ -151,13 +155,13 @@ class RegisterPlan(Plan):
         super().__post_init__()
         self._check("rows", 1)
 
-    def rows_of_program(self, batch: int, spectra: int) -> int:
+    def rows_of_program(self, kernel: str, batch: int, spectra: int) -> int:
         return self.rows
 
-    def warps_of(self, kernel: str, constants: dict[str, Any]) -> int:
+    def warps_of(self, kernel: str, constants: dict[str, Any], itemsize: int) -> int:
         return 4 if kernel == "correlate" else self.warps
 
-    def constants(self, kernel: str) -> dict[str, int]:
+    def constants(self, kernel: str, constants: dict[str, Any], itemsize: int) -> dict[str, int]:
         found = {"N1": self.n1, "N2": self.n2}
         if kernel == "correlate":
             return found | {"BLOCK": self.block, "CHUNK": self.columns, "SUM_CHUNK": self.chunk}
@@ -175,7 +179,9 @@ class SharedPlan(Plan):
     Attributes:
       together: whether one launch makes the cotangents of sequences and of spectra; otherwise registers do not suffice.
       keep: whether `convolve` keeps twiddle and taps in registers.
-      ahead: whether `convolve` loads a row while it works on the one before.
+      rows, rows_back: of the batch that a program of `convolve` and of `backward` takes at most, one after the other.
+      warps_back: of a program of `backward` that has registers to spare; others have 8.
+      least_chunk: the chunk where registers are short.
 
     Example:
       >>> [table.shape for table in WGMMA_PLANS[0].tables()]
@@ -184,24 +190,41 @@ class SharedPlan(Plan):
 
     together: bool = False
     keep: bool = False
-    ahead: bool = False
+    rows: int = 16
+    rows_back: int = 16
+    warps_back: int = 4
+    least_chunk: int = 64
 
     module = "pallas_kernels.fft_conv.triton_shared"
     axis_of_parts = -1
 
-    def rows_of_program(self, batch: int, spectra: int) -> int:
-        return max(1, min(_MOST_ROWS, batch, batch * spectra // _PROGRAMS))
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (("rows", 1), ("rows_back", 1), ("warps_back", 4), ("least_chunk", 16)):
+            self._check(name, least)
 
-    def warps_of(self, kernel: str, constants: dict[str, Any]) -> int:
+    def rows_of_program(self, kernel: str, batch: int, spectra: int) -> int:
+        most = min(self.rows_back if kernel == "backward" else self.rows, max(1, batch * spectra // _PROGRAMS))
+        return max(1, -(-batch // max(1, -(-batch // most))))  # shared out evenly
+
+    def _light(self, constants: dict[str, Any], itemsize: int) -> bool:
+        """Whether rows are read 16 bytes at a time, in two bytes a number: few registers then hold addresses and rows.
+
+        Short transforms have registers for both.
+        """
+        return self.together or (itemsize == 2 and constants["LENGTH"] % 8 == 0)
+
+    def warps_of(self, kernel: str, constants: dict[str, Any], itemsize: int) -> int:
+        if kernel == "convolve":
+            return self.warps
         gated = constants["FACTOR_CHANNELS"] > 0 or constants["GATE_CHANNELS"] > 0
-        if kernel == "backward" and (gated or not self.together):
-            return 8
-        return self.warps
+        return self.warps_back if self._light(constants, itemsize) and not gated else 8
 
-    def constants(self, kernel: str) -> dict[str, int]:
+    def constants(self, kernel: str, constants: dict[str, Any], itemsize: int) -> dict[str, int]:
         found = {"N1": self.n1, "N2": self.n2}
         if kernel == "convolve":
-            return found | {"CHUNK": self.chunk, "KEEP": int(self.keep), "AHEAD": int(self.ahead)}
+            chunk = self.chunk if self._light(constants, itemsize) else min(self.chunk, self.least_chunk)
+            return found | {"CHUNK": chunk, "KEEP": int(self.keep)}
         return found | {"BLOCK": self.block, "COLUMNS": self.columns}
 
     def tables(self) -> list[np.ndarray]:
@@ -216,11 +239,8 @@ class SharedPlan(Plan):
         ]
 
 
-_PROGRAMS = 2048
-"""So many keep any card busy."""
-
-_MOST_ROWS = 16
-"""That a program takes: enough that loading the tables does not count."""
+_PROGRAMS = 1536
+"""As few as were measured to keep an H100 busy: where there are fewer, programs take fewer rows."""
 
 
 MMA_PLANS = (
@@ -232,18 +252,18 @@ MMA_PLANS = (
 """For products of operands in registers; shortest first, like the others."""
 
 WGMMA_PLANS = (
-    SharedPlan(64, 16, 4, 48 * 1024, chunk=16, block=64, columns=16, together=True, keep=True, ahead=True),
-    SharedPlan(64, 32, 4, 56 * 1024, chunk=32, block=64, columns=32, together=True),
-    SharedPlan(64, 64, 4, 96 * 1024, chunk=64, block=64, columns=64),
-    SharedPlan(128, 64, 8, 168 * 1024, chunk=32, block=64, columns=64),
+    SharedPlan(64, 16, 4, 56 * 1024, chunk=16, block=64, columns=16, stages=3, together=True, keep=True, rows_back=32),
+    SharedPlan(64, 32, 4, 56 * 1024, chunk=32, block=64, columns=32, together=True, rows=32, rows_back=32),
+    SharedPlan(64, 64, 4, 96 * 1024, chunk=64, block=64, columns=64, rows=8),
+    SharedPlan(128, 64, 8, 208 * 1024, chunk=64, block=64, columns=64, rows=32, least_chunk=32),
 )
-"""For 9.0."""
+"""For 9.0: of several of each length, those that were the fastest on an H100."""
 
 TCGEN05_PLANS = (
     SharedPlan(64, 16, 4, 48 * 1024, chunk=16, block=64, columns=16, together=True),
-    SharedPlan(64, 32, 8, 56 * 1024, chunk=32, block=64, columns=32, together=True),
-    SharedPlan(64, 64, 8, 96 * 1024, chunk=32, block=64, columns=64),
-    SharedPlan(64, 128, 8, 104 * 1024, chunk=32, block=64, columns=32),
+    SharedPlan(64, 32, 8, 56 * 1024, chunk=32, block=64, columns=32, together=True, warps_back=8),
+    SharedPlan(64, 64, 8, 96 * 1024, chunk=32, block=64, columns=64, warps_back=8),
+    SharedPlan(64, 128, 8, 104 * 1024, chunk=32, block=64, columns=32, warps_back=8),
 )
 """For 10.0."""
 

@@ -286,7 +286,9 @@ def correlate(
     for tile in range(part * TILES, tl.minimum(part * TILES + TILES, ALL_TILES)):
         row = wide + tile * ROWS
         left = BATCH - tile * ROWS
-        zero = tile // ALL_TILES  # zero, which the compiler does not know: else it would keep tables in registers
+        # Zero, which the compiler does not know, but that it divides by 128: else it would keep tables in registers, or
+        # load them two bytes at a time.
+        zero = tile // ALL_TILES * 128
         at = (row * FEATURES + feature) * LENGTH
         re, im = _left(
             x + at,

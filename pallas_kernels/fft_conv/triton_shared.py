@@ -126,7 +126,6 @@ def convolve(
     N2: tl.constexpr,
     CHUNK: tl.constexpr,
     KEEP: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """Makes out = gate (K * (factor x)) and other_out = other_gate (K * (factor x)), or with conj(K).
 
@@ -159,17 +158,10 @@ def convolve(
         taps = tl.load(spectrum + pairs)
 
     x += (((wide + first) * X_CHANNELS + channel % X_CHANNELS) * FEATURES + feature) * LENGTH
-    if AHEAD:
-        ahead = _load(x, steps, LENGTH, WHOLE)
     for row in range(first, end):
         zero = row // BATCH * 128  # which the compiler does not know, but that it divides by 128
-        if AHEAD:
-            value = ahead
-            x += tl.where(row + 1 < end, X_STRIDE, 0)
-            ahead = _load(x, steps, LENGTH, WHOLE)
-        else:
-            value = _load(x, steps, LENGTH, WHOLE)
-            x += X_STRIDE
+        value = _load(x, steps, LENGTH, WHOLE)
+        x += X_STRIDE
         row = wide + row
         if FACTOR_CHANNELS > 0:
             at = factor + ((row * FACTOR_CHANNELS + channel % FACTOR_CHANNELS) * FEATURES + feature) * LENGTH

@@ -35,21 +35,23 @@ TENSOR_CORES = {"8.0": "HMMA", "8.6": "HMMA", "8.9": "HMMA", "9.0": "HGMMA", "10
 _TRITON = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
 
-# Directions with every gate that they can have, and two without: all others are parts of these.
+# Directions with every gate that they can have, and three without: all others are parts of these.
 _CONVOLVE = {"X_CHANNELS": 1, "FACTOR_CHANNELS": 0, "GATE_CHANNELS": 0, "OTHER_CHANNELS": 0, "CONJUGATE": 0}
+_GATES = {"FACTOR_CHANNELS": 1, "GATE_CHANNELS": 2}
+_BACK = {"X_CHANNELS": 2, "FACTOR_CHANNELS": 2, "GATE_CHANNELS": 1, "OTHER_CHANNELS": 1, "CONJUGATE": 1}
 DIRECTIONS: dict[str, tuple[str, dict[str, int]]] = {
     "forward": ("convolve", _CONVOLVE),
-    "forward, gated": ("convolve", _CONVOLVE | {"FACTOR_CHANNELS": 1, "GATE_CHANNELS": 2}),
-    "backward, sequences": (
-        "convolve",
-        {"X_CHANNELS": 2, "FACTOR_CHANNELS": 2, "GATE_CHANNELS": 1, "OTHER_CHANNELS": 1, "CONJUGATE": 1},
-    ),
-    "backward, taps": ("correlate", {"FACTOR_CHANNELS": 1, "GATE_CHANNELS": 2, "PARTS": 4}),
-    "backward, taps, shared": ("backward", {"FACTOR_CHANNELS": 1, "GATE_CHANNELS": 2, "SEQUENCES": 0}),
+    "forward, gated": ("convolve", _CONVOLVE | _GATES),
+    "backward, sequences": ("convolve", _BACK),
+    "forward, gated, aligned": ("convolve", _CONVOLVE | _GATES),
+    "backward, sequences, aligned": ("convolve", _BACK),
+    "backward, taps": ("correlate", _GATES | {"PARTS": 4}),
+    "backward, taps, shared": ("backward", {"FACTOR_CHANNELS": 0, "GATE_CHANNELS": 0, "SEQUENCES": 0}),
+    "backward, taps, shared, gated": ("backward", _GATES | {"SEQUENCES": 0}),
     "backward": ("backward", {"FACTOR_CHANNELS": 0, "GATE_CHANNELS": 0, "SEQUENCES": 1}),
-    "backward, gated": ("backward", {"FACTOR_CHANNELS": 1, "GATE_CHANNELS": 2, "SEQUENCES": 1}),
+    "backward, gated": ("backward", _GATES | {"SEQUENCES": 1}),
 }
-_WHOLE = "forward", "backward"
+_WHOLE = "forward", "backward, taps, shared", "backward"
 
 
 def directions(plan: Plan) -> tuple[str, ...]:
@@ -58,7 +60,15 @@ def directions(plan: Plan) -> tuple[str, ...]:
         return "forward", "forward, gated", "backward, sequences", "backward, taps"
     if plan.together:
         return "forward", "forward, gated", "backward", "backward, gated"
-    return "forward", "forward, gated", "backward, sequences", "backward, taps, shared"
+    return (
+        "forward",
+        "forward, gated",
+        "forward, gated, aligned",
+        "backward, sequences",
+        "backward, sequences, aligned",
+        "backward, taps, shared",
+        "backward, taps, shared, gated",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +89,21 @@ class Program:
         return DIRECTIONS[self.direction][0]
 
     @property
+    def itemsize(self) -> int:
+        return 4 if self.dtype == "float32" else 2
+
+    @property
     def constants(self) -> dict[str, int]:
         """Of a batch and a length that fill no tile, so that everything is masked; without gates nothing is."""
         whole = self.direction in _WHOLE
         sizes = {"BATCH": 64 if whole else 63, "CHANNELS": 1 if whole else 2, "FEATURES": 768}
-        sizes["LENGTH"] = self.plan.points if whole else self.plan.points - 3
-        sizes["ROWS"] = self.plan.rows_of_program(sizes["BATCH"], sizes["CHANNELS"] * sizes["FEATURES"])
+        sizes["LENGTH"] = self.plan.points - (0 if whole else 8 if self.direction.endswith("aligned") else 3)
+        spectra = sizes["CHANNELS"] * sizes["FEATURES"]
+        sizes["ROWS"] = self.plan.rows_of_program(self.kernel, sizes["BATCH"], spectra)
         if self.kernel == "correlate":
             sizes["TILES"] = 16 // sizes["ROWS"]
-        return sizes | DIRECTIONS[self.direction][1] | self.plan.constants(self.kernel)
+        given = sizes | DIRECTIONS[self.direction][1]
+        return given | self.plan.constants(self.kernel, given, self.itemsize)
 
     @property
     def function(self):
@@ -96,7 +112,11 @@ class Program:
 
     @property
     def warps(self) -> int:
-        return self.plan.warps_of(self.kernel, self.constants)
+        return self.plan.warps_of(self.kernel, self.constants, self.itemsize)
+
+    @property
+    def stages(self) -> int:
+        return self.plan.stages_of(self.kernel)
 
     @property
     def types(self) -> dict[str, str]:
@@ -134,7 +154,7 @@ def digest(program: Program, version: str) -> str:
         "constants": program.constants,
         "types": program.types,
         "warps": program.warps,
-        "stages": program.plan.stages,
+        "stages": program.stages,
         "capability": program.card.capability,
         "triton": version,
     }
@@ -149,10 +169,7 @@ def verdict(program: Program) -> dict[str, Any]:
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", int(program.card.capability.replace(".", "")), 32),
-        options={
-            "num_warps": program.warps,
-            "num_stages": program.plan.stages,
-        },
+        options={"num_warps": program.warps, "num_stages": program.stages},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
