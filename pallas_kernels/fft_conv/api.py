@@ -25,8 +25,8 @@ from pallas_kernels.fft_conv.config import (
     forward_kernel,
     second_factor,
 )
-from pallas_kernels.fft_conv.manual_axes import axes_of, varying_alike, varying_over
 from pallas_kernels.fft_conv.outer_plan import LONGEST, outer_plan
+from pallas_kernels.fft_conv.platform import on_cuda, varying_alike
 from pallas_kernels.fft_conv.reference import backward_reference, forward_reference, gated
 from pallas_kernels.fft_conv.tables import dft_tables, tap_cotangent
 from pallas_kernels.fft_conv.tuned import configuration
@@ -446,20 +446,10 @@ def _on_gpu(op, *operands, static: tuple = ()):
     if jax_config.pallas_tpu_interpret_mode_context_manager.value is not None:
         return op.fun(*operands, *static)
 
-    def by_platform(*operands):
-        operands = tuple(varying_alike(*operands))
-        axes = axes_of(operands[0])
+    def refuse(result, *operands):
+        return _needs_cuda_p.bind(*operands, shape=result.shape, dtype=result.dtype)
 
-        def run(*operands):
-            return jax.tree.map(lambda result: varying_over(axes, result), op(*operands, *static))
-
-        results = jax.eval_shape(run, *operands)
-        return jax.lax.platform_dependent(
-            *operands,
-            cuda=run,
-            default=lambda *x: jax.tree.map(lambda r: _needs_cuda_p.bind(*x, shape=r.shape, dtype=r.dtype), results),
-        )
-
+    by_platform = functools.partial(on_cuda, lambda *x: op(*x, *static), refuse)
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         return by_platform(*operands)
     # Pallas indexes no arrays whose sharding is part of their type.

@@ -18,6 +18,7 @@ from pallas_kernels.fft_conv import learned_backward_sm90, learned_sm90, spectru
 from pallas_kernels.fft_conv.api import _axes, _needs_cuda_p
 from pallas_kernels.fft_conv.config import N1, Config
 from pallas_kernels.fft_conv.kernel_sm90 import Shapes
+from pallas_kernels.fft_conv.platform import on_cuda, varying_alike
 from pallas_kernels.fft_conv.tables import _scale, block_scale, dft_tables
 
 # The kernels shift their loop counter right by this, to a zero that the compiler takes for a variable.
@@ -89,7 +90,8 @@ def learned_fft_conv(
         _planes(blocks.kernel_f2 * second),
     )
     padded = jnp.pad(u, [(0, 0), (0, 0), (0, -length % (8 * n2))])
-    y = _conv(config, padded.reshape(*u.shape[:2], -1, n2), taps.astype(jnp.float32), transforms)
+    operands = varying_alike(padded.reshape(*u.shape[:2], -1, n2), taps.astype(jnp.float32), *transforms)
+    y = _conv(config, *operands[:2], _Transforms(*operands[2:]))
     return y.reshape(*u.shape[:2], -1)[..., :length]
 
 
@@ -274,18 +276,10 @@ def _on_gpu(op, specs, config: Config, u, *operands):
     if jax_config.pallas_tpu_interpret_mode_context_manager.value is not None:
         return op.fun(*operands, config)
 
-    def refuse(result, operands):
+    def refuse(result, *operands):
         return _needs_cuda_p.bind(*operands, shape=result.shape, dtype=result.dtype, instead="butterfly")
 
-    @sequential_vmap
-    def by_platform(*operands):
-        results = jax.eval_shape(lambda *x: op(*x, config), *operands)
-        return jax.lax.platform_dependent(
-            *operands,
-            cuda=lambda *x: op(*x, config),
-            default=lambda *x: jax.tree.map(lambda result: refuse(result, x), results),
-        )
-
+    by_platform = sequential_vmap(functools.partial(on_cuda, lambda *x: op(*x, config), refuse))
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         return by_platform(*operands)
     # Pallas indexes no arrays whose sharding is part of their type.

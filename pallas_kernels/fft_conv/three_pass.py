@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from pallas_kernels.fft_conv import inner_sm90, outer_radix_sm90, outer_sm90
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE
-from pallas_kernels.fft_conv.manual_axes import varying_alike
 from pallas_kernels.fft_conv.outer_plan import (
     OuterPlan,
     inner_tables,
@@ -21,6 +20,7 @@ from pallas_kernels.fft_conv.outer_plan import (
     radix_tables,
     split_matrix,
 )
+from pallas_kernels.fft_conv.platform import varying_alike
 from pallas_kernels.fft_conv.reference import gated
 
 

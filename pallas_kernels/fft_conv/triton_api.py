@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from pallas_kernels.fft_conv import triton_launch
+from pallas_kernels.fft_conv.platform import on_cuda, varying_alike
 from pallas_kernels.fft_conv.reference import forward_reference
 from pallas_kernels.fft_conv.triton_passes import compute_dtype, flat_tables, plan_of, run_backward, run_forward
 from pallas_kernels.fft_conv.triton_plans import plan_for
@@ -62,7 +63,7 @@ def fft_conv_triton(
         lags = jnp.concatenate([ahead, lags], 2)
     pre_gate = None if pre_gate is None else pre_gate.astype(u.dtype)[:, None]
     post_gate = None if post_gate is None else post_gate.astype(u.dtype)
-    return _conv(u[:, None], pre_gate, post_gate, lags.swapaxes(0, 1))
+    return _conv(*varying_alike(u[:, None], pre_gate, post_gate, lags.swapaxes(0, 1)))
 
 
 class _Arguments(NamedTuple):
@@ -238,14 +239,10 @@ def _on_gpu(op, run, gates, *operands):
     if triton_launch.interpreter is not None:
         return run(*operands, gates=gates)
 
-    def by_platform(*operands):
-        results = jax.eval_shape(lambda *x: run(*x, gates=gates), *operands)
-        return jax.lax.platform_dependent(
-            *operands,
-            cuda=lambda *x: op(*x, gates),
-            default=lambda *x: jax.tree.map(lambda r: _needs_cuda_p.bind(*x, shape=r.shape, dtype=r.dtype), results),
-        )
+    def refuse(result, *operands):
+        return _needs_cuda_p.bind(*operands, shape=result.shape, dtype=result.dtype)
 
+    by_platform = functools.partial(on_cuda, lambda *x: op(*x, gates), refuse)
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         return by_platform(*operands)
     _, out, _ = _shardings(jax.typeof(operands[0]).sharding.spec, gates, backward=op is _backward_op)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.fft_conv import triton_launch
+from pallas_kernels.fft_conv.platform import varying_alike
 from pallas_kernels.fft_conv.triton_plans import Card, Plan, SharedPlan
 
 _PROGRAMS = 1024
@@ -68,7 +69,7 @@ def run_backward(u, pre_gate, post_gate, g, taps, tables, *, gates: tuple[bool, 
         shares = launches.convolve(g, post_gate, pre_gate, None if pre_gate is None else u, conjugate=True)
     if post_gate is not None:
         shares = [*shares, *launches.convolve(u, pre_gate, g, None, conjugate=False)]
-    return *shares, launches.plan.cotangent_of_taps(d_spectra, taps)
+    return *shares, launches.plan.cotangent_of_taps(*varying_alike(d_spectra, taps))
 
 
 def _channels(sequence: jax.Array | None) -> int:

@@ -221,15 +221,19 @@ def test_under_a_sharded_jit_the_partitioner_asks_the_kernel(mesh):
 
 
 @pytest.mark.slow
-def test_shard_map_runs_the_kernel_on_each_shard(mesh):
+@pytest.mark.parametrize("checked", [True, False])
+def test_shard_map_runs_the_kernels_on_each_shard(mesh, checked):
     u, kernel, options = sharded(mesh)
     specs = P("batch", "feature"), P("feature")
     with jax.set_mesh(mesh):
         run = functools.partial(named, **options)
-        mapped = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+        mapped = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=checked)
         text = lowered(mapped, u, kernel)
+        gradient = jax.grad(lambda u, kernel: mapped(u, kernel).astype(jnp.float32).sum(), (0, 1))
+        backward = kernels(lowered(gradient, u, kernel))
     assert kernels(text) == ["fft_conv_spectrum", "learned_fft_conv_forward"]
     assert re.search(r"@mosaic_gpu.*-> tensor<2x1x2x64x16xbf16>", text)  # of (8, 4, 1024)
+    assert backward.count("learned_fft_conv_backward") == 2
 
 
 def test_on_a_cpu_the_kernel_says_what_else_there_is_and_an_order_goes_on():

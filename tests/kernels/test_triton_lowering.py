@@ -85,9 +85,12 @@ def test_under_a_sharded_jit_the_partitioner_asks_the_kernels(kind, function):
         assert calls(function, u, kernel) == ["CustomSPMDPartitioning"]
 
 
-def test_shard_map_runs_the_kernel_on_each_shard():
+@pytest.mark.parametrize("checked", [True, False])
+def test_shard_map_runs_the_kernels_on_each_shard(checked):
     mesh = jax.make_mesh((4, 2), ("batch", "feature"), axis_types=(AxisType.Auto,) * 2)
     specs = P("batch", "feature"), P("feature")
     with jax.set_mesh(mesh):
-        mapped = jax.shard_map(triton, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
-        assert calls(mapped, *arrays(batch=(8,), features=4)) == ["triton_kernel_call"]
+        mapped = jax.shard_map(triton, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=checked)
+        gradient = jax.grad(lambda u, kernel: mapped(u, kernel).astype(jnp.float32).sum(), (0, 1))
+        for function in (mapped, gradient):
+            assert set(calls(function, *arrays(batch=(8,), features=4))) == {"triton_kernel_call"}
