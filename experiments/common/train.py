@@ -101,7 +101,8 @@ def train(
 
     # State: the latest checkpoint, or the initialisation.
     initialize = make_initialization(recipe, task)
-    shapes = jax.eval_shape(initialize)
+    with quickly_compiled_random_bits():  # as below, or it would be traced twice
+        shapes = jax.eval_shape(initialize)
     shardings = state_shardings(shapes, mesh, recipe.state_sharding)
     like = jax.tree.map(abstract, shapes, shardings)
     checkpoints = Checkpoints(workdir.checkpoints)

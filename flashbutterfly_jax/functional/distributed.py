@@ -99,7 +99,7 @@ def sequence_parallel_long_conv(
       split: ``"features"``, where P divides D, or ``"frequencies"``, where P divides n and k, which any number of
         features may have. None is features where P divides D and frequencies elsewhere.
       implementation: of the convolution that a device computes by features, as for `long_conv`; None is the fastest.
-        All but ``"xla"`` may need `jax.shard_map` with ``check_vma=False``, and by frequencies there is no other.
+        By frequencies there is but ``"xla"``.
 
     Returns:
       The local ``(*B, D, n)``, or ``(*B, C, D, n)`` where the kernel has channels.
@@ -286,9 +286,7 @@ def long_conv_on_mesh(
         )
 
     out_spec = spec(u.ndim + kernel.ndim - 2, of_batch=u.ndim > 2)
-    # The fused kernel does not say over which axes its results vary.
-    checked = implementation == "xla" or split == "frequencies"
-    return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=out_spec, check_vma=checked)(arrays)
+    return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=out_spec)(arrays)
 
 
 def _taps_to_share(

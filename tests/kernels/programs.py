@@ -342,7 +342,7 @@ PROGRAMS = (
     *LEARNED,
 )
 
-_MUCH_LIKE_ANOTHER = {"6 blocks", "7 blocks", "16 rows", "64 rows", "8 x 64 rows"}
+_MUCH_LIKE_ANOTHER = {"5 blocks", "6 blocks", "7 blocks", "16 rows", "64 rows", "8 x 64 rows"}
 
 TYPICAL = tuple(
     program

@@ -144,7 +144,7 @@ def test_shard_map_runs_the_kernel_on_each_shard(checked):
     assert re.search(r"@mosaic_gpu.*-> tensor<2x1x2x64x16xbf16>", text)  # of (8, 4, 1024)
 
 
-@pytest.mark.parametrize("length", [1024, 20000])
+@pytest.mark.parametrize("length", [1024, pytest.param(20000, marks=pytest.mark.slow)])
 def test_the_default_in_shard_map_sums_the_gradient_of_taps_that_devices_share(length):
     """Lowered for CUDA it takes the kernels, run here it is XLA's; what varies is checked, as it is unless told."""
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
