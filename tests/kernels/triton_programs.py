@@ -130,12 +130,9 @@ class Program:
         return found | ({} if self.kernel == "convolve" else {"out": "fp32"})
 
 
-# bfloat16 on every card; the other dtypes, which change the kind of a product or the width of a load, on one of each
-# kind.
 PROGRAMS = tuple(
     Program(direction, plan, dtype, card)
     for dtype, card in itertools.product(DTYPES, CARDS.values())
-    if dtype == "bfloat16" or card.capability in ("8.0", "9.0")
     for plan in card.plans
     for direction in directions(plan)
 )
