@@ -133,7 +133,11 @@ def measure(n2: int, effort: Effort | None) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.butterfly.kernel_speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--repeats", type=int, default=15, help="rounds, of which the median counts (15)")
     parser.add_argument("--factors", type=int, nargs="+", default=[16, 32, 64], help="second factors (16 32 64)")
