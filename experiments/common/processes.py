@@ -3,19 +3,40 @@
 import itertools
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 
 def in_processes[T](function: Callable[[int], T], workers: int) -> Iterator[T]:
     """The function of 0, 1, 2, ..., in this order, by so many new processes. They end when the iterator is closed."""
-    with one_thread(), multiprocessing.get_context("spawn").Pool(workers) as pool:
-        numbers = itertools.count()
-        # Pool.imap would take all the numbers at once, and there is no end of them.
-        ahead = [pool.apply_async(function, (next(numbers),)) for _ in range(2 * workers)]
+    # multiprocessing.Pool kills its workers to end them; one that dies while it sends holds the lock for ever.
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=live_as_long_as_the_parent)
+    numbers = itertools.count()
+    try:
+        with one_thread():
+            # Executor.map would take all the numbers at once, and there is no end of them.
+            ahead = [executor.submit(function, next(numbers)) for _ in range(2 * workers)]
         while True:
-            yield ahead.pop(0).get()
-            ahead.append(pool.apply_async(function, (next(numbers),)))
+            yield ahead.pop(0).result()
+            ahead.append(executor.submit(function, next(numbers)))
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def live_as_long_as_the_parent() -> None:
+    """Leaves interrupts to the parent, and ends this process with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager

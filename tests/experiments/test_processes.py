@@ -1,0 +1,71 @@
+"""Work shared out to processes: its order, and how the processes end."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.common.processes import in_processes
+
+
+def a_megabyte(number):
+    return bytes([number]) * 2**20
+
+
+def process_id(number):
+    return os.getpid()
+
+
+def failing(number):
+    return 1 // (2 - number)
+
+
+def ended(process):
+    """Whether there is no such process any more; one that its parent has not asked after counts as ended."""
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_results_come_in_order():
+    assert [result[0] for result in itertools.islice(in_processes(a_megabyte, 3), 20)] == list(range(20))
+
+
+@pytest.mark.timeout(60)
+def test_closing_does_not_wait_for_results_that_nobody_reads():
+    """Results larger than a pipe's buffer, 64 KB, are on their way whenever the iterator is closed."""
+    for taken in (1, 2, 3):
+        results = in_processes(a_megabyte, 2)
+        for _ in range(taken):
+            next(results)
+        results.close()
+
+
+def test_an_error_reaches_the_caller():
+    results = in_processes(failing, 2)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="asks /proc which processes live")
+def test_processes_end_with_a_parent_that_is_killed():
+    code = (
+        "import time; from experiments.common.processes import in_processes; from tests.experiments.test_processes "
+        "import process_id; results = in_processes(process_id, 1); print(next(results), flush=True); time.sleep(60)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        child = int(parent.stdout.readline())
+        assert not ended(child)
+        parent.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while not ended(child) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert ended(child)
