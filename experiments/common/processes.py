@@ -13,7 +13,7 @@ from contextlib import contextmanager
 def in_processes[T](function: Callable[[int], T], workers: int) -> Iterator[T]:
     """The function of 0, 1, 2, ..., in this order, by so many new processes. They end when the iterator is closed."""
     # multiprocessing.Pool kills its workers to end them; one that dies while it sends holds the lock for ever.
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=live_as_long_as_the_parent)
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_the_parent)
     numbers = itertools.count()
     try:
         with one_thread():
@@ -26,7 +26,7 @@ def in_processes[T](function: Callable[[int], T], workers: int) -> Iterator[T]:
         executor.shutdown(cancel_futures=True)
 
 
-def live_as_long_as_the_parent() -> None:
+def end_with_the_parent() -> None:
     """Leaves interrupts to the parent, and ends this process with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
