@@ -210,17 +210,18 @@ class _Block:
                     self.barriers["spectrum"].at[slot],
                 )
 
-    def begin(self, f2, spectrum):
+    def begin(self, f2, spectrum=None):
         """Starts the copies of what a block needs first."""
 
         @pl.when(self.group == 0)
         def _():
             plgpu.copy_gmem_to_smem(f2.at[0], self.scratch["f2"].at[0], self.barriers["f2"])
 
-        self.fetch_spectrum(spectrum, jnp.int32(0))
+        if spectrum is not None:
+            self.fetch_spectrum(spectrum, jnp.int32(0))
         plgpu.barrier_wait(self.barriers["f2"])
 
-    def begin_item(self, f1, twiddle, spectrum, visit):
+    def begin_item(self, f1, twiddle, visit, spectrum=None):
         """Waits for the item's spectrum, and its tables where they change, and starts the next spectrum's copy."""
         item = self.schedule.item(visit)
         k1 = self.schedule.place(item)[0]
@@ -230,7 +231,8 @@ class _Block:
         def _():
             plgpu.barrier_arrive(self.barriers["done"])  # all are past the last item: its tables and slot are free
             plgpu.barrier_wait(self.barriers["done"])
-            self.fetch_spectrum(spectrum, visit + 1)
+            if spectrum is not None:
+                self.fetch_spectrum(spectrum, visit + 1)
 
             @pl.when(tables_change)
             def _():
@@ -244,7 +246,8 @@ class _Block:
 
                 plgpu.barrier_wait(self.barriers["tables"])
 
-            plgpu.barrier_wait(self.barriers["spectrum"].at[lax.rem(visit, _SPECTRUM_SLOTS)])
+            if spectrum is not None:
+                plgpu.barrier_wait(self.barriers["spectrum"].at[lax.rem(visit, _SPECTRUM_SLOTS)])
 
     def taps(self, visit, zero):
         return complex_planes(self.scratch["spectrum"].at[lax.rem(visit, _SPECTRUM_SLOTS)], zero)
@@ -258,15 +261,24 @@ class _Block:
             plgpu.copy_smem_to_gmem(source, place)
 
 
+def _rows(shapes: Shapes, dtype=None, columns: int | None = None):
+    """Shared memory for a complex row of each warpgroup."""
+    return matrices((shapes.warpgroups, 2, N1, TILE), dtype or shapes.dtype, columns)
+
+
+def _spectrum(shapes: Shapes):
+    """Shared memory for the taps' spectrum and the next one."""
+    return matrices((_SPECTRUM_SLOTS, 2, N1, TILE), shapes.dtype, columns=CHUNK)
+
+
 def _scratch(shapes: Shapes, rows: tuple[str, ...], **more):
-    """Shared memory and barriers: complex rows that are copied in and the one that leaves, for each warpgroup."""
+    """Shared memory and barriers: the tables, complex rows that are copied in, and what else there is."""
     groups, dtype = shapes.warpgroups, shapes.dtype
     return dict(
         f1=matrices((3, N1, N1), dtype, columns=TILE),
         f2=matrices((1, TILE, 3 * TILE), dtype, columns=TILE),
         twiddle=matrices((2, N1, TILE), dtype, columns=CHUNK),
-        spectrum=matrices((_SPECTRUM_SLOTS, 2, N1, TILE), dtype, columns=CHUNK),
-        **{name: matrices((groups, 2, N1, TILE), dtype) for name in (*rows, "w")},
+        **{name: _rows(shapes) for name in rows},
         **more,
         barriers={
             "f2": plgpu.Barrier(num_arrivals=1),
@@ -309,7 +321,7 @@ def forward(shapes: Shapes):
 
         @pl.loop(0, schedule.visits)
         def _(visit):
-            block.begin_item(f1, twiddle, spectrum, visit)
+            block.begin_item(f1, twiddle, visit, spectrum)
 
             @pl.loop(0, schedule.rounds)
             def _(turn):
@@ -340,7 +352,8 @@ def forward(shapes: Shapes):
 
         plgpu.wait_smem_to_gmem(0)
 
-    return _launch(fft_conv_inner_forward, schedule, _scratch(shapes, ("z",)), shapes.result)
+    scratch = _scratch(shapes, ("z",), w=_rows(shapes), spectrum=_spectrum(shapes))
+    return _launch(fft_conv_inner_forward, schedule, scratch, shapes.result)
 
 
 def backward(shapes: Shapes):
@@ -371,7 +384,7 @@ def backward(shapes: Shapes):
 
         @pl.loop(0, schedule.visits)
         def _(visit):
-            block.begin_item(f1, twiddle, spectrum, visit)
+            block.begin_item(f1, twiddle, visit, spectrum)
 
             def turn(turn, ds):
                 step = visit * schedule.rounds + turn
@@ -424,6 +437,7 @@ def backward(shapes: Shapes):
 
     parts = (schedule.splits * groups, shapes.features, shapes.channels, shapes.rows, 2, N1, TILE)
     out_type = shapes.result, jax.ShapeDtypeStruct(parts, F32)
-    spectra = matrices((groups, 2, N1, TILE), dtype, columns=CHUNK)
-    scratch = _scratch(shapes, ("x", "h"), spectra=spectra)
+    scratch = _scratch(
+        shapes, ("x", "h"), w=_rows(shapes), spectrum=_spectrum(shapes), spectra=_rows(shapes, columns=CHUNK)
+    )
     return _launch(fft_conv_inner_backward, schedule, scratch, out_type)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
-from pallas_kernels.fft_conv.tables import block_scale, twist
+from pallas_kernels.fft_conv.tables import block_scale
 
 DIRECT_ROWS = 128
 """The most rows of a split by one product: its matrix of twice as many rows is 64 KB."""
@@ -139,30 +139,6 @@ def inner_tables(plan: OuterPlan, dtype) -> tuple[jax.Array, jax.Array, jax.Arra
     return f1.astype(dtype), jnp.concatenate([-f2_im, f2_re, f2_im], 1).astype(dtype), jnp.stack(t, 1).astype(dtype)
 
 
-def outer_spectra(taps: jax.Array, plan: OuterPlan, *, before: bool) -> jax.Array:
-    """The taps' spectrum in the order of the rows of Z, `(..., m, re | im, 64, 64)` in float32.
-
-    One FFT of all n points and a change of their order: by rows, as the sequence's, with matrix products in float32, it
-    took 1.06 times as long for 65,536 steps on an H100 and 1.6 times for 1,048,576.
-
-    Args:
-      taps: `(..., blocks, 4096)` in float32, blocks of lags from 0, or as many from before it as from then on.
-      plan: whose order and scale the spectrum takes.
-      before: whether the first half of the blocks lies before lag 0. A step earlier than the first is n later with a
-        factor i, as in `tables.tap_spectra`.
-    """
-    n = plan.points
-    flat = taps.reshape(*taps.shape[:-2], -1)
-
-    def transform(lags, pad):
-        return jnp.fft.fft(jnp.pad(lags, [(0, 0)] * (lags.ndim - 1) + [pad]) * twist(n))
-
-    half = flat.shape[-1] // 2 if before else 0
-    spectrum = transform(flat[..., half:], (0, n - flat.shape[-1] + half))
-    if before:
-        spectrum = spectrum + 1j * transform(flat[..., :half], (n - half, 0))
-    spectrum = spectrum / (n * (plan.scale * block_scale(Config(TILE))) ** 2)
-    spectrum = spectrum.reshape(*spectrum.shape[:-1], TILE, N1, plan.height, plan.radix)  # q, p, kb, ka
-    spectrum = jnp.moveaxis(spectrum, (-1, -2, -3, -4), (-4, -3, -2, -1))
-    spectrum = spectrum.reshape(*taps.shape[:-2], plan.rows, N1, TILE)
-    return jnp.stack([spectrum.real, spectrum.imag], -3)
+def spectrum_scale(plan: OuterPlan) -> float:
+    """What the transform of the taps, or its adjoint, is multiplied by: with all blocks' scales 1/n is left."""
+    return 1 / (plan.points * (plan.scale * block_scale(Config(TILE))) ** 3)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from pallas_kernels.fft_conv import (
     blocked_sm90,
     inner_sm90,
+    inner_transform_sm90,
     kernel_sm90,
     learned_backward_sm90,
     learned_sm90,
@@ -170,6 +171,24 @@ def _inner_backward(program: Program):
     return inner_sm90.backward(shapes), (shapes.result, shapes.result, *operands)
 
 
+def _taps_operands(program: Program):
+    """Those of the inner transform of taps, which is in float16 for any spectra."""
+    shapes, (_, *tables, shift) = _inner_operands(dataclasses.replace(program, dtype="float16"), 4)
+    shapes = dataclasses.replace(shapes, batch=FEATURES - program.options, features=1)
+    return shapes, (*tables, shift)
+
+
+def _taps_forward(program: Program):
+    shapes, operands = _taps_operands(program)
+    scale = jax.ShapeDtypeStruct((shapes.batch,), jnp.float32)
+    return inner_transform_sm90.forward(shapes, jnp.dtype(program.dtype)), (shapes.result, scale, *operands)
+
+
+def _taps_inverse(program: Program):
+    shapes, operands = _taps_operands(program)
+    return inner_transform_sm90.inverse(shapes), (shapes.result, *operands)
+
+
 def _outer_stage(program: Program):
     plan, join, on = program.config.plan, program.config.join, program.options
     ins, outs = (2 * plan.rows, plan.rows) if join else (plan.rows, 2 * plan.rows)
@@ -262,6 +281,7 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
     ),
     ("inner forward", _inner_forward, Rows(OuterPlan(1, 16)), "fft_conv_inner_forward"),
     ("inner backward", _inner_backward, Rows(OuterPlan(1, 16)), "fft_conv_inner_backward"),
+    ("inner spectrum", _taps_forward, Rows(OuterPlan(1, 16)), "fft_conv_inner_transform"),
     *(
         ("join" if join else "split", _outer_stage, Rows(plan, join), "fft_conv_outer_stage")
         for plan in _DIRECT
@@ -339,6 +359,11 @@ PROGRAMS = (
         for dtype in DTYPES
         for options in (False, True)
     ),
+    # The gradient of the taps is in float16 whatever they are.
+    *(
+        Program("inner inverse", _taps_inverse, Rows(OuterPlan(1, 16)), "float16", options, "fft_conv_inner_inverse")
+        for options in (False, True)
+    ),
     *LEARNED,
 )
 
@@ -351,7 +376,7 @@ TYPICAL = tuple(
     and program.options
     and program not in LEARNED
     and (
-        program.builder in (_inner_forward, _inner_backward)
+        program.builder in (_inner_forward, _inner_backward, _taps_forward)
         or str(program.config).split(",")[0] not in _MUCH_LIKE_ANOTHER
     )
 )

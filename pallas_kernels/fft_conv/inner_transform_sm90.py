@@ -1,0 +1,98 @@
+"""Kernels for Hopper: the halves of the inner convolution alone, for the taps of a long sequence and their gradient.
+
+The taps of a feature are one more sequence: split, then transformed row by row, to the spectrum that the convolution
+multiplies by; and the cotangent of that spectrum goes the same way back. That is a 64th of the convolution's work at a
+batch of 64. All is in float16 whatever the convolution is in: numbers are divided by the largest of their sequence, and
+the error, 5e-4 of the norm, is less than a third of what the spectrum's rounding to bfloat16 adds.
+
+The batch is that of the taps' sequences here, one for each feature and channel; the rest is `inner_sm90`'s schedule.
+"""
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+from pallas_kernels.fft_conv.config import N1, TILE
+from pallas_kernels.fft_conv.inner_sm90 import Shapes, _Block, _Chain, _launch, _rows, _Schedule, _scratch
+from pallas_kernels.fft_conv.kernel_sm90 import _zeros
+from pallas_kernels.fft_conv.mosaic import complex_planes, load
+
+
+def forward(shapes: Shapes, dtype):
+    """The kernel (z, scale, f1, f2, twiddle, [31]) -> spectra `(B, m, re | im, 64, 64)` in a 16-bit dtype.
+
+    z is `(B, 1, 1, re | im m, 64, 64)`; the spectra of sequence b are multiplied by scale[b], in float32.
+    """
+
+    def fft_conv_inner_transform(z, scale, f1, f2, twiddle, shift, out, scratch):
+        def transform(block, chain, step, row, k1, fetch_next):
+            planes = complex_planes(scratch["z"].at[block.group + chain.fresh()], 0)
+            spectrum = chain.forward(planes, fetch_next)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
+            factor = scale[row]
+            for plane, part in enumerate(spectrum):
+                place = scratch["w"].at[block.group + chain.fresh(), plane]
+                place[...] = (part * factor).astype(dtype)
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(place, out.at[row, k1, plane])
+
+        _each_row(shapes, scratch, z, (f1, f2, twiddle), shift, transform)
+
+    out_type = jax.ShapeDtypeStruct((shapes.batch, shapes.rows, 2, N1, TILE), dtype)
+    scratch = _scratch(shapes, ("z",), w=_rows(shapes, dtype))
+    return _launch(fft_conv_inner_transform, _Schedule(shapes), scratch, out_type)
+
+
+def inverse(shapes: Shapes):
+    """The kernel (s, f1, f2, twiddle, [31]) -> w, the adjoint of `forward` without its scale: both are as z there."""
+
+    def fft_conv_inner_inverse(s, f1, f2, twiddle, shift, out, scratch):
+        def transform(block, chain, step, row, k1, fetch_next):
+            re, im = complex_planes(scratch["z"].at[block.group + chain.fresh()], 0)
+            conjugate = load(re), -load(im)
+            plgpu.commit_smem()  # the whole warpgroup has read it
+            fetch_next()
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+            def result():
+                return complex_planes(scratch["w"].at[block.group + chain.fresh()], 0)
+
+            chain.inverse(conjugate, result)
+            block.store(result(), out, step + chain.fresh())
+
+        _each_row(shapes, scratch, s, (f1, f2, twiddle), shift, transform)
+
+    return _launch(fft_conv_inner_inverse, _Schedule(shapes), _scratch(shapes, ("z",), w=_rows(shapes)), shapes.result)
+
+
+def _each_row(shapes: Shapes, scratch, source, tables, shift, transform):
+    """Calls transform(block, chain, step, b, k1, fetch_next) once a row of each sequence is in shared memory, "z"."""
+    schedule = _Schedule(shapes)
+    f1, f2, twiddle = tables
+    shift_by = shift[0]
+    block = _Block(schedule, scratch, ("z",))
+    block.fetch("z", source, 1, jnp.int32(0), 0)
+    block.begin(f2)
+
+    @pl.loop(0, schedule.visits)
+    def _(visit):
+        block.begin_item(f1, twiddle, visit)
+
+        @pl.loop(0, schedule.rounds)
+        def _(turn):
+            step = visit * schedule.rounds + turn
+            chain = _Chain(scratch, shapes.dtype, _zeros(step, shift_by))
+            item, row, work = schedule.at(step)
+
+            def fetch_next():
+                block.fetch("z", source, 1, step + 1, chain.fresh())
+
+            @pl.when(work)
+            def _():
+                block.await_row("z", chain.fresh())
+                transform(block, chain, step, row, schedule.place(item)[0], fetch_next)
+
+            pl.when(jnp.logical_not(work))(fetch_next)
+
+    plgpu.wait_smem_to_gmem(0)
