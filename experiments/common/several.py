@@ -1,7 +1,7 @@
 """Several runs of one task after another, each in a folder of its own below that of all."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -15,8 +15,16 @@ from experiments.report.runs import read
 SMOOTH_WIDTH = 7  # the default of the paper's code where it smooths
 
 
-def train_all(recipes: Mapping[str, Recipe], folder: Path, console: Console) -> dict[str, str]:
+def train_all(
+    recipes: Mapping[str, Recipe], folder: Path, console: Console, after: Callable[[str], None] | None = None
+) -> dict[str, str]:
     """Trains each recipe in the folder of its name, goes on where it was killed, and leaves alone what is finished.
+
+    Args:
+      recipes: by name.
+      folder: of all runs.
+      console: for progress.
+      after: is called with the name of each run that is at its end, before the next one begins.
 
     Returns:
       Why those that could not be trained to the end could not: a run that diverges does not keep the others from
@@ -32,13 +40,16 @@ def train_all(recipes: Mapping[str, Recipe], folder: Path, console: Console) -> 
         place = folder / name
         if is_finished(place, recipe):
             console.print(f"{number}/{len(recipes)} {name}: finished before")
-            continue
-        console.print(f"{number}/{len(recipes)} {name}")
-        try:
-            train(recipe, place, console=console)
-        except (FloatingPointError, NotImplementedError) as error:
-            console.print(f"{name}: {error}", soft_wrap=True, markup=False)
-            failed[name] = str(error)
+        else:
+            console.print(f"{number}/{len(recipes)} {name}")
+            try:
+                train(recipe, place, console=console)
+            except (FloatingPointError, NotImplementedError) as error:
+                console.print(f"{name}: {error}", soft_wrap=True, markup=False)
+                failed[name] = str(error)
+                continue
+        if after is not None:
+            after(name)
     return failed
 
 

@@ -22,6 +22,7 @@ from flashbutterfly_jax.initializers import ScaledInitializer
 from flashbutterfly_jax.models.language import Size
 
 type Mixer = Literal["h3_long_conv", "h3", "attention"]
+type Mlp = Literal["dense", "butterfly"]
 
 KERNEL_INITS: dict[str, ScaledInitializer] = {
     "random": fb.initializers.random(),
@@ -86,6 +87,12 @@ class Language(Recipe):
     mixer: Mixer = "h3_long_conv"
     """Of the steps, in every layer but those of attention."""
 
+    butterfly: Literal["causal"] | None = None
+    """Learns the blocks of the long convolutions' transforms, too, in the form that never looks ahead."""
+
+    mlp: Mlp = "dense"
+    """The mixer of features, in every layer: dense matrices, or learned butterflies in their place."""
+
     features: int = 128
     """Width of the model."""
 
@@ -135,6 +142,10 @@ class Language(Recipe):
         self.require("num_heads", self.features % self.num_heads == 0, f"a divisor of features = {self.features}")
         inside = all(0 <= layer < self.num_layers for layer in self.attention_layers)
         self.require("attention_layers", inside, f"from 0 to {self.num_layers - 1}")
+        learnable = self.butterfly is None or self.mixer == "h3_long_conv"
+        self.require(
+            "butterfly", learnable, f"None for the mixer {self.mixer}, which has no long convolutions to learn"
+        )
 
     @property
     def whereabouts(self) -> tuple[str, ...]:
@@ -172,8 +183,13 @@ class Language(Recipe):
             measure=next_token,
             score="loss",
             tokens_per_example=self.length,
-            flop_per_example=training_flop(self, tokens.vocab_size),
+            flop_per_example=None if self.learns_butterflies else training_flop(self, tokens.vocab_size),
         )
+
+    @property
+    def learns_butterflies(self) -> bool:
+        """Whose operations are not counted."""
+        return self.butterfly is not None or self.mlp == "butterfly"
 
     def model(self, vocab_size: int) -> fb.linen.LanguageModel:
         """The model for a vocabulary, which is filled up to a multiple of 8."""
@@ -188,6 +204,7 @@ class Language(Recipe):
             attention=functools.partial(
                 fb.linen.CausalAttention, rotary=self.rotary, dropout_rate=self.attention_dropout_rate
             ),
+            mlp=fb.linen.ButterflyMLP if self.mlp == "butterfly" else fb.linen.MLP,
             init_scale=self.init_scale,
             embedding_dropout_rate=self.embedding_dropout_rate,
             dtype=jnp.dtype(self.dtype),
@@ -203,6 +220,7 @@ class Language(Recipe):
             squash_threshold=self.squash_threshold,
             kernel_dropout_rate=self.kernel_dropout_rate,
             kernel_init=KERNEL_INITS[self.kernel_init],
+            butterfly=None if self.butterfly is None else fb.LearnedButterfly(self.butterfly),
             implementation=self.implementation,
         )
 
@@ -233,12 +251,16 @@ def paper(size: Size, mixer: Mixer = "h3_long_conv", **changes: Any) -> Language
 
 
 SMALL = Language()
+COMPARISON = replace(
+    SMALL, steps=500, features=96, num_layers=2, length=256, log_every=10, evaluate_every=100, checkpoint_every=50
+)
 SMOKE = replace(SMALL, steps=6, batch_size=4, length=64, features=16, warmup_steps=1, evaluation_windows=4, log_every=2)
 
 PRESETS: dict[str, Language] = {
     "small": SMALL,
     "small-h3": replace(SMALL, mixer="h3"),
     "small-transformer": replace(SMALL, mixer="attention", rotary=True),
+    "comparison": COMPARISON,
     "smoke": replace(SMOKE, evaluate_every=4, checkpoint_every=2),
     **{name: paper(size) for name, size in fb.models.SIZES.items()},
     "125M-h3": paper(fb.models.SIZES["125M"], "h3"),

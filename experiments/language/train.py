@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import flashbutterfly_jax as fb
 from experiments.common.command import main
 from experiments.common.train import Result
-from experiments.language.perplexity import perplexity
+from experiments.language.quality import bits_per_byte, compressors, measured
 from experiments.language.recipe import PRESETS, Language
 from experiments.language.tokenizers import make_tokenizer
 
@@ -21,7 +20,6 @@ RECIPES = {
     "wikitext": {name: replace(recipe, path=WIKITEXT, separate=False) for name, recipe in PRESETS.items()},
     "text": {name: replace(recipe, path=Path("data/text")) for name, recipe in PRESETS.items()},
 }
-MEASURED = 1 << 17  # tokens of the test split, at most, whose perplexity is measured in the end
 SAMPLE = 300  # tokens
 
 
@@ -40,28 +38,14 @@ def finish(recipe: Language, result: Result, folder: Path) -> None:
 
 def comparison(recipe: Language, result: Result, console: Console) -> Table:
     """Bits per byte of the model and of compressors on the test split."""
-    tokens = recipe.tokens()
-    info, model = tokens.info["test"], recipe.model(tokens.vocab_size)
-    stride = max(1, recipe.length // 2)
-    measured = perplexity(
-        model,
-        {"params": result.state.params},
-        tokens["test"],
-        length=recipe.length,
-        stride=stride,
-        at_most=MEASURED,
-        track=lambda batches: track(batches, "perplexity", console=console, transient=True),
-    )
-    part = measured.tokens + 1
-    read = info.bytes * part / info.tokens  # exact where all of the split is measured, or tokens are bytes but for ends
+    info = recipe.tokens().info["test"]
+    found = measured(recipe, result.state.params, "test", console)
+    model = f"model, {found.value:.3f} perplexity of {found.tokens + 1:,} tokens"
     table = Table(title=f"test split, {info.bytes:,} bytes", title_justify="left")
     table.add_column("")
     table.add_column("bits per byte", justify="right")
-    table.add_row(f"model, {measured.value:.3f} perplexity of {part:,} tokens", f"{measured.bits_per_byte(read):.3f}")
-    sizes = {"gzip -9": info.gzip, "xz -6": info.xz, "xz, after the training text": info.xz_after_train}
-    for name, size in sizes.items():
-        if size is not None:
-            table.add_row(name, f"{8 * size / info.bytes:.3f}")
+    for name, bits in {model: bits_per_byte(found, info), **compressors(info)}.items():
+        table.add_row(name, f"{bits:.3f}")
     return table
 
 

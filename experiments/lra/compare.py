@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.common import comparison
 from experiments.common.classifier import ClassifierRecipe
-from experiments.common.command import parse
+from experiments.common.command import Command
+from experiments.common.comparison import markdown_table
 from experiments.common.errors import RunError
 from experiments.common.several import train_all
 from experiments.common.task import Recipe
@@ -23,16 +23,13 @@ from experiments.report.runs import Run, read
 
 type Architecture = Literal["long_conv", "transformer", "s4d", "s5"]
 PROG = "python -m experiments.lra.compare"
-USAGE = f"""usage: {PROG} --task TASK [--preset PRESET] [--models MODEL ...] [--workdir FOLDER] [options]
+USAGE = """Trains each model on the same data, in the same order, for as many steps, at the same width and depth, and
+writes comparison.json and comparison.md into the folder, whose runs `python -m experiments.report FOLDER` shows in
+full. A killed comparison goes on where it was with the same command.
 
-Trains each model on the same data, in the same order, for as many steps, at the same width and depth, and writes
-comparison.json and comparison.md into the folder, whose runs `python -m experiments.report FOLDER` shows in full. A
-killed comparison goes on where it was with the same command.
-
-models: {", ".join(get_args(Architecture.__value__))}; all of them unless told otherwise. Transformers have at most a
-learning rate of {{transformer}}, and what is slow in state-space models at most one of {{state_space}}: ours, since the
-recipes are those of long convolutions. The options are those of `python -m experiments.lra.train --task TASK --help`,
-and hold for all models."""
+Transformers have at most a learning rate of {transformer}, and what is slow in state-space models at most one of
+{state_space}: ours, since the recipes are those of long convolutions. Besides the options below there are --task TASK,
+--preset PRESET, --workdir FOLDER and those of `python -m experiments.lra.train --task TASK --help`, for all models."""
 
 PEAK_OF_TRANSFORMER = 0.001  # usual for Adam; not tuned here
 PEAK_OF_STATE_SPACE = 0.001  # of A, B and the time steps: that of the authors of S4D and S5
@@ -41,6 +38,7 @@ PEAK_OF_STATE_SPACE = 0.001  # of A, B and the time steps: that of the authors o
 @dataclass(frozen=True)
 class Models:
     models: tuple[Architecture, ...] = get_args(Architecture.__value__)
+    """What to compare."""
 
 
 def variants(recipe: ClassifierRecipe, models: tuple[Architecture, ...]) -> dict[str, ClassifierRecipe]:
@@ -115,8 +113,7 @@ def header(row: Mapping[str, Any]) -> list[str]:
 
 def markdown(title: str, rows: list[dict[str, Any]]) -> str:
     """The table as a page of its own."""
-    lines = [header(rows[0]), ["---"] * len(header(rows[0])), *(cells(row) for row in rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown_table(header(rows[0]), [cells(row) for row in rows])
     devices = ", ".join(dict.fromkeys(str(row["device"]) for row in rows))
     explained = (
         "The scores are those after the step that is best on the validation split, or the last one. The speed is the "
@@ -143,23 +140,12 @@ def compare(title: str, recipe: Recipe, models: tuple[Architecture, ...], folder
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE.format(transformer=PEAK_OF_TRANSFORMER, state_space=PEAK_OF_STATE_SPACE))
-        return
-    chosen, others = tyro.cli(Models, args=arguments, prog=PROG, return_unknown_args=True, add_help=False)
-    try:
-        command = parse(RECIPES, PROG, others)
-        if command.sweep is not None or command.profile_steps is not None:
-            raise ValueError("sweep and profile_steps must not be given to a comparison.")
-        folder = command.workdir or Path("reports") / f"compare-{command.task}-{command.preset}"
+    usage = USAGE.format(transformer=PEAK_OF_TRANSFORMER, state_space=PEAK_OF_STATE_SPACE)
+
+    def start(command: Command, chosen: Models, folder: Path) -> None:
         compare(f"{command.task}, preset {command.preset}", command.recipe, chosen.models, folder)
-    except (RunError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted. The same command goes on.") from None
-    except OSError as error:
-        raise SystemExit(f"error: {error}. What was measured so far is in the folder of the comparison.") from error
+
+    comparison.main(Models, start, prog=PROG, usage=usage, recipes=RECIPES)
 
 
 if __name__ == "__main__":

@@ -23,31 +23,13 @@ from experiments.language.perplexity import perplexity
 from experiments.language.recipe import PRESETS, Language
 from experiments.language.tokenizers import ByteTokenizer
 from experiments.language.trained import load
+from tests.experiments.tiny_language import TEXT, tiny_language
 from tests.experiments.toy import rows_of
-
-TEXT = "the quick brown fox jumps over the lazy dog. "
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    for name, copies in (("train", 40), ("valid", 12), ("test", 12)):
-        (folder / f"{name}.txt").write_text(TEXT * copies)
-    return Language(
-        path=folder,
-        data_dir=tmp_path_factory.mktemp("data"),
-        steps=8,
-        batch_size=8,
-        length=16,
-        features=8,
-        num_layers=2,
-        num_heads=2,
-        warmup_steps=1,
-        log_every=2,
-        evaluate_every=4,
-        checkpoint_every=2,
-        evaluation_windows=8,
-    )
+    return tiny_language(tmp_path_factory)
 
 
 def run(recipe, folder, devices=1):
