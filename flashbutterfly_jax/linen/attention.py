@@ -47,7 +47,7 @@ class CausalAttention(nn.Module):
       >>> import flashbutterfly_jax as fb
       >>> layer = fb.linen.CausalAttention(features=8, num_heads=2)
       >>> x = jnp.ones((2, 16, 8))
-      >>> layer.apply(layer.init(jax.random.key(0), x), x).shape
+      >>> layer.apply(jax.jit(layer.init)(jax.random.key(0), x), x).shape
       (2, 16, 8)
     """
 

@@ -49,7 +49,7 @@ class ButterflyDense(nn.Module):
       >>> import jax, jax.numpy as jnp
       >>> import flashbutterfly_jax as fb
       >>> layer, x = fb.linen.ButterflyDense(features=512), jnp.ones((2, 512))
-      >>> variables = layer.init(jax.random.key(0), x)
+      >>> variables = jax.jit(layer.init)(jax.random.key(0), x)
       >>> layer.apply(variables, x).shape, sum(p.size for p in jax.tree.leaves(variables))
       ((2, 512), 6656)
     """
@@ -104,7 +104,7 @@ class ButterflyMLP(nn.Module):
       >>> import jax, jax.numpy as jnp
       >>> import flashbutterfly_jax as fb
       >>> mlp, x = fb.linen.ButterflyMLP(features=4, hidden_features=16), jnp.ones((3, 4))
-      >>> mlp.apply(mlp.init(jax.random.key(0), x), x).shape
+      >>> mlp.apply(jax.jit(mlp.init)(jax.random.key(0), x), x).shape
       (3, 4)
     """
 
@@ -142,7 +142,7 @@ class ButterflyFilter(LongFilter):
       >>> import jax, jax.numpy as jnp
       >>> from flashbutterfly_jax.linen import ButterflyFilter
       >>> module, u = ButterflyFilter(features=4, kernel_length=16), jnp.ones((2, 4, 16))
-      >>> module.apply(module.init(jax.random.key(0), u), u).shape
+      >>> module.apply(jax.jit(module.init)(jax.random.key(0), u), u).shape
       (2, 4, 16)
     """
 

@@ -62,7 +62,7 @@ class SequenceClassifier(nn.Module):
       >>> import flashbutterfly_jax as fb
       >>> model = fb.linen.SequenceClassifier(num_classes=10, features=8, num_layers=3, kernel_length=64)
       >>> x = jnp.ones((2, 64, 1))
-      >>> variables = model.init(jax.random.key(0), x)
+      >>> variables = jax.jit(model.init)(jax.random.key(0), x)
       >>> model.apply(variables, x).shape
       (2, 10)
       >>> variables["params"]["blocks"]["layer"]["kernel"].shape

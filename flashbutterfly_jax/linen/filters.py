@@ -50,7 +50,7 @@ class LongFilter(nn.Module):
       >>> from flashbutterfly_jax.linen import LongFilter
       >>> module = LongFilter(features=4, kernel_length=16)
       >>> u = jnp.ones((2, 4, 16))
-      >>> module.apply(module.init(jax.random.key(0), u), u).shape
+      >>> module.apply(jax.jit(module.init)(jax.random.key(0), u), u).shape
       (2, 4, 16)
     """
 

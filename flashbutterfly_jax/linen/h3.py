@@ -110,7 +110,7 @@ class H3LongConv(_Mixer):
       >>> import flashbutterfly_jax as fb
       >>> mixer = fb.linen.H3LongConv(features=8, kernel_length=64)
       >>> x = jnp.ones((2, 64, 8))
-      >>> mixer.apply(mixer.init(jax.random.key(0), x), x).shape
+      >>> mixer.apply(jax.jit(mixer.init)(jax.random.key(0), x), x).shape
       (2, 64, 8)
     """
 
@@ -169,7 +169,7 @@ class H3(_Mixer):
       >>> import flashbutterfly_jax as fb
       >>> mixer = fb.linen.H3(features=8)
       >>> x = jnp.ones((2, 64, 8))
-      >>> mixer.apply(mixer.init(jax.random.key(0), x), x).shape
+      >>> mixer.apply(jax.jit(mixer.init)(jax.random.key(0), x), x).shape
       (2, 64, 8)
     """
 

@@ -57,7 +57,7 @@ class ImageClassifier(nn.Module):
       ...     num_classes=10, features=8, num_layers=3, kernel_size=(8, 6), patch_size=2
       ... )
       >>> x = jnp.ones((2, 16, 12, 3))
-      >>> variables = model.init(jax.random.key(0), x)
+      >>> variables = jax.jit(model.init)(jax.random.key(0), x)
       >>> model.apply(variables, x).shape
       (2, 10)
       >>> variables["params"]["blocks"]["layer"]["kernel"].shape

@@ -29,7 +29,7 @@ class MLP(nn.Module):
       >>> import jax, jax.numpy as jnp
       >>> from flashbutterfly_jax.linen import MLP
       >>> mlp, x = MLP(features=4, hidden_features=16), jnp.ones((3, 4))
-      >>> mlp.apply(mlp.init(jax.random.key(0), x), x).shape
+      >>> mlp.apply(jax.jit(mlp.init)(jax.random.key(0), x), x).shape
       (3, 4)
     """
 

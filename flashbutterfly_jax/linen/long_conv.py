@@ -58,7 +58,7 @@ class LongConv(nn.Module):
       >>> import flashbutterfly_jax as fb
       >>> layer = fb.linen.LongConv(features=8, kernel_length=64)
       >>> x = jnp.ones((2, 64, 8))
-      >>> variables = layer.init(jax.random.key(0), x)
+      >>> variables = jax.jit(layer.init)(jax.random.key(0), x)
       >>> layer.apply(variables, x).shape
       (2, 64, 8)
       >>> jax.tree.map(jnp.shape, variables["params"])

@@ -54,7 +54,7 @@ class LongConv2D(nn.Module):
       >>> import flashbutterfly_jax as fb
       >>> layer = fb.linen.LongConv2D(features=8, kernel_size=(12, 10))
       >>> x = jnp.ones((2, 12, 10, 8))
-      >>> variables = layer.init(jax.random.key(0), x)
+      >>> variables = jax.jit(layer.init)(jax.random.key(0), x)
       >>> layer.apply(variables, x).shape
       (2, 12, 10, 8)
       >>> jax.tree.map(jnp.shape, variables["params"])

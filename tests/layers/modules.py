@@ -1,5 +1,7 @@
 """Both APIs behind one face, so that one test holds for both."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,14 +35,23 @@ class Model:
 
     def __call__(self, x, params=None, *, deterministic=True, key=0, **inputs):
         variables = self.variables if params is None else {**self.variables, "params": params}
+        state = None if self.api == "linen" else nnx.state(self.module)
+        return self._compiled(variables, state, x, key, inputs, deterministic=deterministic)
+
+    @functools.cached_property
+    def _compiled(self):
+        """The call as one program: one for each operation takes three times as long to compile."""
+        return jax.jit(self._call, static_argnames="deterministic")
+
+    def _call(self, variables, state, x, key, inputs, *, deterministic):
         if self.api == "linen":
             rngs = {"dropout": jax.random.key(key)}
-            inputs |= {"deterministic": deterministic, "rngs": rngs, "mutable": ["batch_stats"]}
+            inputs = inputs | {"deterministic": deterministic, "rngs": rngs, "mutable": ["batch_stats"]}
             return self.module.apply(variables, x, **inputs)[0]
-        module = nnx.clone(self.module)
+        module = nnx.merge(nnx.graphdef(self.module), state)
         for part in variables.values():
             nnx.update(module, part)
-        nnx.reseed(module, policy="match_shape", dropout=key)
+        nnx.reseed(module, policy="match_shape", dropout=jax.random.key(key))
         return module(x, deterministic=deterministic, **inputs)
 
 
