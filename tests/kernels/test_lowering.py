@@ -1,4 +1,4 @@
-"""Every kernel that ships lowers for CUDA without CUDA; and which computation is lowered to which implementation.
+"""Kernels that ship lower for CUDA without CUDA; and which computation is lowered to which implementation.
 
 Mosaic takes seconds to lower a kernel, so that most of these tests have only one or two.
 """
@@ -44,19 +44,17 @@ gradient = jax.grad(total, (0, 1))
 
 
 def in_the_fast_lane() -> set[str]:
-    """Of the typical programs that differ in n2, or in which lags of their blocks are there, one: by turns each n2."""
-    alike: dict[str, list[str]] = {}
-    for name in (str(program) for program in PROGRAMS if program in TYPICAL):
-        alike.setdefault(re.sub(r"n2 = \d+|lags -?\d+ to -?\d+", "", name), []).append(name)
-    return {names[turn % len(names)] for turn, names in enumerate(alike.values())}
+    """One program of each kernel but three: the streamed one takes half a minute, two are in the test that follows.
+
+    `resources.json` holds that all were lowered, and compiled, as they are: `test_resources`.
+    """
+    names: dict[str, str] = {}
+    for program in TYPICAL:
+        names.setdefault(program.function, str(program))
+    return set(names.values()) - {names[function] for function in ("fft_conv_streamed_forward", FORWARD, BACKWARD)}
 
 
 FAST = in_the_fast_lane()
-
-
-@pytest.mark.parametrize("n2", [16, 32, 64])
-def test_the_fast_lane_has_every_size(n2):
-    assert sum(f"n2 = {n2}," in name for name in FAST) >= 2
 
 
 @pytest.mark.parametrize(

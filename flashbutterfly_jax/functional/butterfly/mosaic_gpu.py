@@ -93,14 +93,6 @@ def learned_long_conv_mosaic_gpu(
 
     Raises:
       NotImplementedError: the kernel does not compute this.
-
-    Example:
-      >>> butterfly = LearnedButterfly("right_angle", (64, 16))
-      >>> blocks = butterfly.init(jax.random.key(0), features=3, taps=1000)
-      >>> u, kernel = jnp.ones((2, 3, 1000), jnp.bfloat16), jnp.ones((3, 1000))
-      >>> call = jax.jit(lambda u: learned_long_conv_mosaic_gpu(u, kernel, blocks=blocks, butterfly=butterfly))
-      >>> "mosaic_gpu" in call.trace(u).lower(lowering_platforms=("cuda",)).as_text()
-      True
     """
     plan = butterfly.plan(kernel.shape[-1])
     check_supported(u, None, butterfly, plan)
