@@ -252,7 +252,15 @@ def paper(size: Size, mixer: Mixer = "h3_long_conv", **changes: Any) -> Language
 
 SMALL = Language()
 COMPARISON = replace(
-    SMALL, steps=500, features=96, num_layers=2, length=256, log_every=10, evaluate_every=100, checkpoint_every=50
+    SMALL,
+    steps=400,
+    warmup_steps=24,
+    features=96,
+    num_layers=2,
+    length=256,
+    log_every=10,
+    evaluate_every=100,
+    checkpoint_every=50,
 )
 SMOKE = replace(SMALL, steps=6, batch_size=4, length=64, features=16, warmup_steps=1, evaluation_windows=4, log_every=2)
 

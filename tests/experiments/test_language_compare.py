@@ -25,7 +25,7 @@ from experiments.language.quality import MEASURED, bigram
 from experiments.language.recipe import PRESETS, Language
 from flashbutterfly_jax.functional.butterfly import linear_plan
 from tests.experiments.test_report import row
-from tests.experiments.tiny_language import TEXT, tiny_language
+from tests.experiments.tiny_language import TEXT, interrupted_at, tiny_language
 from tests.experiments.toy import rows_of
 
 
@@ -114,17 +114,8 @@ def test_what_was_killed_goes_on_and_nothing_is_made_twice(compiled, recipe, tmp
     options = Options(models=("transformer",), seeds=(1,), learning_rates=(0.01,))
     monkeypatch.setattr(several, "train", functools.partial(loop.train, devices=jax.devices()[:1]))
     monkeypatch.setattr(Language, "model", lambda self, vocab_size: Pairs(vocab_size))
-    add = loop.Log.add
-
-    def interrupt(self, step, measures):
-        if step == 5:
-            raise KeyboardInterrupt
-        add(self, step, measures)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.Log, "add", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            start(recipe, options, tmp_path / "models").run()
+    with interrupted_at(monkeypatch, 5), pytest.raises(KeyboardInterrupt):
+        start(recipe, options, tmp_path / "models").run()
     record = start(recipe, options, tmp_path / "models").run()
     folder = tmp_path / "models" / "transformer-seed1"
     assert [one["step"] for one in json.loads((folder / "run.json").read_text())["starts"]] == [0, 4]

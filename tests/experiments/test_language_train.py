@@ -23,7 +23,7 @@ from experiments.language.perplexity import perplexity
 from experiments.language.recipe import PRESETS, Language
 from experiments.language.tokenizers import ByteTokenizer
 from experiments.language.trained import load
-from tests.experiments.tiny_language import TEXT, tiny_language
+from tests.experiments.tiny_language import TEXT, interrupted_at, tiny_language
 from tests.experiments.toy import rows_of
 
 
@@ -153,17 +153,8 @@ def test_flop_are_about_six_for_each_weight_and_token():
 
 
 def test_killed_between_checkpoints_it_goes_on_to_the_bit(finished, recipe, tmp_path, monkeypatch):
-    add = loop.Log.add
-
-    def interrupt(self, step, measures):
-        if step == 5:
-            raise KeyboardInterrupt
-        add(self, step, measures)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.Log, "add", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, tmp_path / "run")
+    with interrupted_at(monkeypatch, 5), pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "run")
     result = run(recipe, tmp_path / "run")
     assert rows_of(tmp_path / "run") == rows_of(finished[0])
     jax.tree.map(np.testing.assert_array_equal, result.state.params, finished[1].state.params)

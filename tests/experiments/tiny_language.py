@@ -1,5 +1,8 @@
 """A language model of seconds for tests: one sentence many times, and a recipe small enough to learn from it."""
 
+import contextlib
+
+from experiments.common.train import Log
 from experiments.language.recipe import Language
 
 TEXT = "the quick brown fox jumps over the lazy dog. "
@@ -25,3 +28,18 @@ def tiny_language(tmp_path_factory) -> Language:
         checkpoint_every=2,
         evaluation_windows=8,
     )
+
+
+@contextlib.contextmanager
+def interrupted_at(monkeypatch, step):
+    """The training within is interrupted at that step."""
+    add = Log.add
+
+    def interrupt(self, now, measures):
+        if now == step:
+            raise KeyboardInterrupt
+        add(self, now, measures)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "add", interrupt)
+        yield
