@@ -50,6 +50,7 @@ VARIANTS: Mapping[Model, Mapping[str, Any]] = {
     "butterfly": {"mixer": "h3_long_conv", "butterfly": "causal", "mlp": "butterfly"},
 }
 """Options in which the models differ, besides their learning rates."""
+VARIED = tuple(dict.fromkeys(["seed", "learning_rate", *(name for options in VARIANTS.values() for name in options)]))
 SPLITS: tuple[SplitName, ...] = ("validation", "test")
 
 
@@ -152,8 +153,8 @@ class Comparison:
         return record
 
     def _record(self) -> dict[str, Any]:
-        varied = {"learning_rate", "seed", *(name for options in VARIANTS.values() for name in options)}
-        recipe = {name: value for name, value in asdict(self.recipe).items() if name not in varied}
+        left_out = {*VARIED, *self.recipe.whereabouts}
+        recipe = {name: value for name, value in asdict(self.recipe).items() if name not in left_out}
         rows = [self._row(model) for model in self.options.models]
         starts = [seed.pop("start") for row in rows for seed in row["seeds"]]
         return {
@@ -281,7 +282,7 @@ def check_unvaried(recipe: Language, preset: Language) -> None:
     Raises:
       RunError: naming one.
     """
-    for name in ("seed", "learning_rate", *VARIANTS["transformer"], *VARIANTS["butterfly"]):
+    for name in VARIED:
         value = getattr(recipe, name)
         if value != getattr(preset, name):
             raise RunError(f"{name} must not be given, as it differs from model to model or run to run; got {value}.")

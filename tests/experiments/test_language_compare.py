@@ -199,6 +199,7 @@ def test_a_seed_that_diverges_is_named_and_in_no_mean(recipe, tmp_path, monkeypa
     assert "| h3 | 10 | +0% | 0.01 | 1.500 ± 0.707 | 1.000 · 2.000 | 1.500 ± 0.707 |" in page
     assert "| butterfly, 1 of 2 seeds missing, seed 1: the training loss is nan | 10 | +0% | 0.01 | 3.000 |" in page
     assert "ms per step, CPU" in page
+    assert str(recipe.data_dir) not in (tmp_path / "comparison.json").read_text()  # that is nobody's business
     assert "| gzip -9 |" in page
     assert f"at most {MEASURED:,} tokens" in page
     assert h3["seeds"][0]["curves"]["validation"] == [(8, pytest.approx(541 / 540, abs=1e-4))]
