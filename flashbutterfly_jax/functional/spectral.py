@@ -44,11 +44,13 @@ def _bind(xs, *, n, inverse):
 
 
 def _real_fft(n, inverse, *xs):
-    """All rows in one FFT, on one device: whatever mesh is in context, its axes mean nothing here."""
+    """All rows in one FFT, on one device: whatever mesh is in context, its axes mean nothing here.
+
+    Rows are a matrix, whose only layout has them one after the other. XLA's CPU runtime (jaxlib 0.11.2) refuses others,
+    which XLA gave leading axes where it exchanged features between devices.
+    """
     transform = jnp.fft.irfft if inverse else jnp.fft.rfft
     with use_abstract_mesh(AbstractMesh((), ())):
-        if len(xs) == 1:
-            return (transform(xs[0], n),)
         counts = [math.prod(x.shape[:-1]) for x in xs]
         rows = [x.reshape(count, x.shape[-1]) for x, count in zip(xs, counts, strict=True)]
         transformed = transform(jnp.concatenate(rows), n)
