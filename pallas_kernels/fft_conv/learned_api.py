@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -111,16 +112,17 @@ class _Transforms(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(config: Config, u, taps, transforms: _Transforms):
     """In the kernels' shapes: u and the result `(B, D, rows, n2)`."""
-    return _on_gpu(_forward_op, _forward_specs, config, u, taps, *transforms)
+    return _conv_fwd(config, u, taps, transforms)[0]
 
 
 def _conv_fwd(config, u, taps, transforms):
-    return _conv(config, u, taps, transforms), (u, taps, transforms)
+    y, spectrum = _on_gpu(_forward_op, _forward_specs, config, u, taps, *transforms)
+    return y, (u, taps, spectrum, transforms)  # a spectrum is as large as two rows of the batch
 
 
 def _conv_bwd(config, saved, g):
-    u, taps, transforms = saved
-    d_u, d_taps, *d_transforms = _on_gpu(_backward_op, _backward_specs, config, u, g, taps, *transforms)
+    u, taps, spectrum, transforms = saved
+    d_u, d_taps, *d_transforms = _on_gpu(_backward_op, _backward_specs, config, u, g, taps, spectrum, *transforms)
     return d_u, d_taps, _Transforms(*d_transforms)
 
 
@@ -128,16 +130,16 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
 def _run_forward(u, taps, m, n, m_back, n_back, m_kernel, n_kernel, twiddle, shift, config: Config):
+    """The convolution and the taps' spectra."""
     batch, features, length, _ = u.shape
     spectrum = _spectra(taps, m_kernel, n_kernel, twiddle, shift, config, u.dtype)
     tables = m, _real_form(n), m_back.mT, _real_form(n_back.mT), twiddle
     kernel = learned_sm90.forward(config, Shapes(batch, 1, features, length, u.dtype))
-    return kernel(u, spectrum, *(table.astype(u.dtype) for table in tables), shift)[:, 0]
+    return kernel(u, spectrum, *(table.astype(u.dtype) for table in tables), shift)[:, 0], spectrum
 
 
-def _run_backward(u, g, taps, m, n, m_back, n_back, m_kernel, n_kernel, twiddle, shift, config: Config):
+def _run_backward(u, g, taps, spectrum, m, n, m_back, n_back, m_kernel, n_kernel, twiddle, shift, config: Config):
     batch, features, length, n2 = u.shape
-    spectrum = _spectra(taps, m_kernel, n_kernel, twiddle, shift, config, u.dtype)
     shapes = Shapes(batch, 1, features, length, u.dtype)
     of_u, of_g = (u, m, n), (g, m_back, n_back)
     d_u = d_spectrum = None
@@ -223,23 +225,22 @@ def _real_form(planes):
 
 
 _forward_op = custom_partitioning(_run_forward, static_argnums=(10,))
-_backward_op = custom_partitioning(_run_backward, static_argnums=(11,))
+_backward_op = custom_partitioning(_run_backward, static_argnums=(12,))
 _REPLICATED = (P(),) * 8
 
 
 def _forward_specs(b, d):
-    """Of the operands and of the result."""
-    return (P(b, d), P(d), *_REPLICATED), P(b, d)
+    """Of the operands and of the results."""
+    return (P(b, d), P(d), *_REPLICATED), (P(b, d), P(d))
 
 
 def _backward_specs(b, d):
-    return (P(b, d), P(b, d), P(d), *_REPLICATED), (P(b, d), P(d), *(P(),) * 6)
+    return (P(b, d), P(b, d), P(d), P(d), *_REPLICATED), (P(b, d), P(d), *(P(),) * 6)
 
 
-def _partition_forward(config, mesh, arguments, result):
+def _partition_forward(config, mesh, arguments, results):
     operands, out = _forward_specs(*_axes(arguments))
-    run = functools.partial(_run_forward, config=config)
-    return mesh, run, NamedSharding(mesh, out), tuple(NamedSharding(mesh, spec) for spec in operands)
+    return mesh, functools.partial(_run_forward, config=config), *_shardings(mesh, out, operands)
 
 
 def _partition_backward(config, mesh, arguments, results):
@@ -252,20 +253,33 @@ def _partition_backward(config, mesh, arguments, results):
         d_blocks = jax.lax.psum(d_blocks, everywhere) if everywhere else d_blocks
         return d_u, jax.lax.psum(d_taps, b) if b else d_taps, *d_blocks
 
-    return mesh, run, *(tuple(NamedSharding(mesh, spec) for spec in specs) for specs in (out, operands))
+    return mesh, run, *_shardings(mesh, out, operands)
+
+
+def _shardings(mesh, *parts):
+    return (tuple(NamedSharding(mesh, spec) for spec in specs) for specs in parts)
 
 
 _BLOCK_AXES = "r s t, v w x, a c e, f g h, i j m, o p q"
-_UNDIVIDED = (*"lnkrstvwxacefghijmopqyz", "zz", "yy")
+_TABLE_AXES = "y z zz, yy"
+_SPECTRUM_AXES = "d sp sk sc"
+
+
+def _but_batch_and_features(rule: str):
+    """The arguments of a rule all of whose other axes are undivided; JAX wants these in the order of appearance."""
+    axes = dict.fromkeys(re.findall(r"\w+", rule))
+    return {"sharding_rule": rule, "need_replication_factors": tuple(axis for axis in axes if axis not in ("b", "d"))}
+
+
 _forward_op.def_partition(
     _partition_forward,
-    sharding_rule=f"b d l n, d k, {_BLOCK_AXES}, y z zz, yy -> b d l n",
-    need_replication_factors=_UNDIVIDED,
+    **_but_batch_and_features(f"b d l n, d k, {_BLOCK_AXES}, {_TABLE_AXES} -> b d l n, {_SPECTRUM_AXES}"),
 )
 _backward_op.def_partition(
     _partition_backward,
-    sharding_rule=f"b d l n, b d l n, d k, {_BLOCK_AXES}, y z zz, yy -> b d l n, d k, {_BLOCK_AXES}",
-    need_replication_factors=_UNDIVIDED,
+    **_but_batch_and_features(
+        f"b d l n, b d l n, d k, {_SPECTRUM_AXES}, {_BLOCK_AXES}, {_TABLE_AXES} -> b d l n, d k, {_BLOCK_AXES}"
+    ),
 )
 
 

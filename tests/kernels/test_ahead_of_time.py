@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flashbutterfly_jax import long_conv
+from flashbutterfly_jax import LearnedButterfly, learned_long_conv, long_conv
 from pallas_kernels.fft_conv.config import SHARED_MEMORY_BYTES, Config, Kernel
 from pallas_kernels.fft_conv.heuristic import heuristic
 from tests.kernels import ahead_of_time, resources
@@ -52,8 +52,28 @@ def test_what_the_heuristic_chooses_spills_no_more(program):
     assert (verdict.stack, verdict.spilled) <= (known["stack"], 1.1 * known["spilled"])
 
 
+def fixed(u, kernel):
+    return long_conv(u, kernel, implementation="mosaic_gpu").astype(jnp.float32).sum()
+
+
+def learned(u, kernel):
+    butterfly = LearnedButterfly("right_angle", (64, 16))
+    blocks = butterfly.init(jax.random.key(0), features=4, taps=1024)
+    y = learned_long_conv(u, kernel, blocks=blocks, butterfly=butterfly, implementation="mosaic_gpu")
+    return y.astype(jnp.float32).sum()
+
+
 @needs_wheels
-def test_a_sharded_gradient_sums_that_of_the_kernel_and_communicates_nothing_else():
+@pytest.mark.parametrize(
+    ("total", "length", "launches", "summed"),
+    [
+        (fixed, 1024, 2, "f32[2,1,1,1024]"),  # the taps' spectrum, the gradient
+        # the taps: split, spectrum, inverse, join; splits of u and of the cotangent, inner gradient, join
+        (fixed, 40_000, 8, "f32[2,1,10,4096]"),
+        (learned, 1024, 3, "f32[2,1024]"),  # the taps' spectrum, two launches of the gradient
+    ],
+)
+def test_a_sharded_gradient_sums_that_of_the_kernel_and_communicates_nothing_else(total, length, launches, summed):
     """Compiled for four GPUs of one host, two for the batch and two for the features.
 
     Where shardings are part of types, JAX 0.11 asks for a GPU to compile; lowering shows there that it partitions.
@@ -61,16 +81,12 @@ def test_a_sharded_gradient_sums_that_of_the_kernel_and_communicates_nothing_els
     devices = np.array(ahead_of_time.devices(4)).reshape(2, 2)
     mesh = Mesh(devices, ("batch", "feature"), axis_types=(AxisType.Auto,) * 2)
     u_sharding, kernel_sharding = NamedSharding(mesh, P("batch", "feature")), NamedSharding(mesh, P("feature"))
-    u = jax.ShapeDtypeStruct((8, 4, 1024), jnp.bfloat16, sharding=u_sharding)
-    kernel = jax.ShapeDtypeStruct((4, 1024), jnp.float32, sharding=kernel_sharding)
-
-    def total(u, kernel):
-        return long_conv(u, kernel, implementation="mosaic_gpu").astype(jnp.float32).sum()
-
+    u = jax.ShapeDtypeStruct((8, 4, length), jnp.bfloat16, sharding=u_sharding)
+    kernel = jax.ShapeDtypeStruct((4, length), jnp.float32, sharding=kernel_sharding)
     compiled = jax.jit(jax.grad(total, (0, 1))).lower(u, kernel).compile()
     text = compiled.as_text()
-    assert text.count('custom_call_target="mosaic_gpu_v2"') == 2  # of the taps and of the gradient, on each device
+    assert text.count('custom_call_target="mosaic_gpu_v2"') == launches  # on each device
     operations = "all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
-    (shape,) = re.findall(rf"= (\S+) (?:{operations})(?:-start)?\(", text)
-    assert shape.startswith("f32[2,1,1,1024]")  # of a device's features
+    (results,) = re.findall(rf"= (.+?) (?:{operations})(?:-start)?\(", text)
+    assert set(re.findall(r"\w+\[[\d,]*\]", results)) == {summed}  # of a device's features
     assert [spec.spec for spec in compiled.output_shardings] == [P("batch", "feature"), P("feature")]
