@@ -137,6 +137,7 @@ class ButterflyFilter(LongFilter):
 
     Attributes:
       butterfly: of the causal form.
+      implementation: of `flashbutterfly_jax.learned_long_conv` for whole sequences; `prefill` and `step` are XLA's.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -40,7 +40,7 @@ class LongFilter(nn.Module):
       kernel_dropout_rate: of `flashbutterfly_jax.kernel_dropout`, in training.
       kernel_init: initialises the kernel.
       param_dtype: of the parameters.
-      implementation: of `flashbutterfly_jax.long_conv`.
+      implementation: of `flashbutterfly_jax.long_conv` for whole sequences; a cache is XLA's, of `long_conv_stream`.
 
     Raises:
       ValueError: at construction for a wrong argument.
