@@ -135,8 +135,8 @@ class LanguageModel(nn.Module):
       ...     vocab_size=256, features=8, num_layers=3, mixer=mixer, attention_layers=(1,), num_heads=2
       ... )
       >>> tokens = jnp.zeros((2, 32), int)
-      >>> variables = model.init(jax.random.key(0), tokens, deterministic=True)
-      >>> model.apply(variables, tokens, deterministic=True).shape
+      >>> variables = jax.jit(model.init)(jax.random.key(0), tokens)
+      >>> jax.jit(model.apply)(variables, tokens).shape
       (2, 32, 256)
 
       A size of the paper, with a vocabulary of 50,257 tokens filled up to a multiple of 8:

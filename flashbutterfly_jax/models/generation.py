@@ -90,7 +90,7 @@ def generate(
       >>> import flashbutterfly_jax as fb
       >>> mixer = functools.partial(fb.linen.H3LongConv, kernel_length=32)
       >>> model = fb.linen.LanguageModel(vocab_size=50, features=8, num_layers=1, mixer=mixer)
-      >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 4), int))
+      >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), int))
       >>> fb.models.generate(model, variables, [[3, 1, 4], [1, 5, 9]], 6).shape
       (2, 6)
     """
