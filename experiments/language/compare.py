@@ -1,7 +1,7 @@
 """Language models on equal data and steps in one table and one picture: `python -m experiments.language.compare`.
 
-Each run has a folder of its own below that of the comparison, `MODEL-seed0` and so on, `MODEL-rate0.003` where a
-learning rate is tried, and goes on there to the bit. What is known is written again after each of them.
+Each run has a folder of its own below that of the comparison, `MODEL-rate0.003` where a learning rate is tried and then
+`MODEL-seed0-rate0.003`, and goes on there to the bit. What is known is written again after each of them.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ type Model = Literal["transformer", "h3", "h3_long_conv", "butterfly"]
 PROG = "python -m experiments.language.compare"
 USAGE = """Trains each model with each seed on the same batches for as many steps, and writes comparison.json,
 comparison.md and comparison.png into the folder after each run. A killed comparison goes on where it was with the same
-command, and goes further with more seeds. `butterfly` is `h3_long_conv` whose convolutions learn the blocks of their
-transforms, in the causal form, and whose MLPs are learned butterflies; the Transformer has rotary positions.
+command, and goes further with more seeds or rates. `butterfly` is `h3_long_conv` whose convolutions learn the blocks of
+their transforms, in the causal form, and whose MLPs are learned butterflies; the Transformer has rotary positions.
 
 Besides the options below there are --task TASK, --preset PRESET (of which `comparison` takes about an hour of a CPU
 core), --workdir FOLDER and those of `python -m experiments.language.train --task TASK --help`, for all models."""
@@ -104,12 +104,15 @@ class Comparison:
         """Trains and measures what is missing; the record, as it is in comparison.json."""
         self._choose_rates()
         recipes = {
-            f"{model}-seed{seed}": variant(self.recipe, model, learning_rate=rate, seed=seed)
+            self._name(model, seed): variant(self.recipe, model, learning_rate=rate, seed=seed)
             for seed in self.options.seeds  # outside, so that an early end leaves as much of each model
             for model, rate in self.rates.items()
         }
         self.failed = train_all(recipes, self.folder, self.console, self._measure)
         return self._write()
+
+    def _name(self, model: Model, seed: int) -> str:
+        return f"{model}-seed{seed}-rate{self.rates[model]:g}"
 
     def _choose_rates(self) -> None:
         options = self.options
@@ -171,7 +174,7 @@ class Comparison:
 
     def _row(self, model: Model) -> dict[str, Any]:
         """What the finished seeds of a model reached."""
-        names = {seed: f"{model}-seed{seed}" for seed in self.options.seeds}
+        names = {seed: self._name(model, seed) for seed in self.options.seeds}
         there = {seed: name for seed, name in names.items() if (self.folder / name / "quality.json").exists()}
         seeds = [self._seed(seed, self.folder / name) for seed, name in there.items()]
         row: dict[str, Any] = {"model": model, "learning_rate": self.rates[model]}

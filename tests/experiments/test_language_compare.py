@@ -117,7 +117,7 @@ def test_what_was_killed_goes_on_and_nothing_is_made_twice(compiled, recipe, tmp
     with interrupted_at(monkeypatch, 5), pytest.raises(KeyboardInterrupt):
         start(recipe, options, tmp_path / "models").run()
     record = start(recipe, options, tmp_path / "models").run()
-    folder = tmp_path / "models" / "transformer-seed1"
+    folder = tmp_path / "models" / "transformer-seed1-rate0.01"
     assert [one["step"] for one in json.loads((folder / "run.json").read_text())["starts"]] == [0, 4]
     steps = [row["step"] for row in rows_of(folder) if row["split"] == "train"]
     assert steps == [2, 4, 6, 8]
@@ -177,7 +177,7 @@ def test_each_model_has_the_best_of_the_same_rates(recipe, tmp_path, monkeypatch
 
 def test_what_is_known_is_there_after_each_run(recipe, tmp_path, monkeypatch):
     options = Options(models=("transformer", "h3"), learning_rates=(0.01,))
-    monkeypatch.setattr(compare, "train_all", fake_training({}, killed="transformer-seed1"))
+    monkeypatch.setattr(compare, "train_all", fake_training({}, killed="transformer-seed1-rate0.01"))
     with pytest.raises(KeyboardInterrupt):
         start(recipe, options, tmp_path).run()
     rows = json.loads((tmp_path / "comparison.json").read_text())["rows"]
@@ -187,8 +187,8 @@ def test_what_is_known_is_there_after_each_run(recipe, tmp_path, monkeypatch):
 
 def test_a_seed_that_diverges_is_named_and_in_no_mean(recipe, tmp_path, monkeypatch):
     bits = math.log(2)  # a loss of one bit
-    losses = {"h3-seed0": bits, "h3-seed1": 2 * bits, "butterfly-seed0": 3 * bits}
-    monkeypatch.setattr(compare, "train_all", fake_training(losses, diverged=("butterfly-seed1",)))
+    losses = {"h3-seed0-rate0.01": bits, "h3-seed1-rate0.01": 2 * bits, "butterfly-seed0-rate0.01": 3 * bits}
+    monkeypatch.setattr(compare, "train_all", fake_training(losses, diverged=("butterfly-seed1-rate0.01",)))
     options = Options(models=("h3", "butterfly"), learning_rates=(0.01,))
     record = start(recipe, options, tmp_path).run()
     h3, butterfly = record["rows"]
