@@ -26,7 +26,7 @@ class Plan:
       shared: bytes of shared memory that no kernel of this plan needs more of, on any card.
       chunk: columns of F2 that are there at once.
       block, columns: k1 and k2 that a program makes of a cotangent of the spectra alone.
-      stages: rows of the batch of which a program of `convolve` loads one while it works on another.
+      stages: turns of a loop of `convolve`, for one of which it loads while it works on another.
 
     Raises:
       ValueError: for sizes that no kernel has.
@@ -182,6 +182,8 @@ class SharedPlan(Plan):
       rows, rows_back: of the batch that a program of `convolve` and of `backward` takes at most, one after the other.
       warps_back: of a program of `backward` that has registers to spare; others have 8.
       least_chunk: the chunk where registers are short.
+      anew: bytes of a number from which on `convolve` computes addresses anew for each row, where registers are short.
+      packed: whether a program of `backward` that has registers to spare rounds X before it makes H, to need no more.
 
     Example:
       >>> [table.shape for table in WGMMA_PLANS[0].tables()]
@@ -194,6 +196,8 @@ class SharedPlan(Plan):
     rows_back: int = 16
     warps_back: int = 4
     least_chunk: int = 64
+    anew: int = 8
+    packed: bool = False
 
     module = "pallas_kernels.fft_conv.triton_shared"
     axis_of_parts = -1
@@ -202,6 +206,8 @@ class SharedPlan(Plan):
         super().__post_init__()
         for name, least in (("rows", 1), ("rows_back", 1), ("warps_back", 4), ("least_chunk", 16)):
             self._check(name, least)
+        if self.packed and self.together:
+            raise ValueError("packed must be False where together is True, for n2 is in another order then; got True.")
 
     def rows_of_program(self, kernel: str, batch: int, spectra: int) -> int:
         most = min(self.rows_back if kernel == "backward" else self.rows, max(1, batch * spectra // _PROGRAMS))
@@ -214,18 +220,25 @@ class SharedPlan(Plan):
         """
         return self.together or (itemsize == 2 and constants["LENGTH"] % 8 == 0)
 
+    def _lightest(self, constants: dict[str, Any], itemsize: int) -> bool:
+        """Whether there are no gates to be read either."""
+        gated = constants["FACTOR_CHANNELS"] > 0 or constants["GATE_CHANNELS"] > 0
+        return self._light(constants, itemsize) and not gated
+
     def warps_of(self, kernel: str, constants: dict[str, Any], itemsize: int) -> int:
         if kernel == "convolve":
             return self.warps
-        gated = constants["FACTOR_CHANNELS"] > 0 or constants["GATE_CHANNELS"] > 0
-        return self.warps_back if self._light(constants, itemsize) and not gated else 8
+        return self.warps_back if self._lightest(constants, itemsize) else 8
 
     def constants(self, kernel: str, constants: dict[str, Any], itemsize: int) -> dict[str, int]:
         found = {"N1": self.n1, "N2": self.n2}
         if kernel == "convolve":
-            chunk = self.chunk if self._light(constants, itemsize) else min(self.chunk, self.least_chunk)
-            return found | {"CHUNK": chunk, "KEEP": int(self.keep)}
-        return found | {"BLOCK": self.block, "COLUMNS": self.columns}
+            light = self._light(constants, itemsize)
+            chunk = self.chunk if light else min(self.chunk, self.least_chunk)
+            anew = itemsize >= self.anew and not light
+            return found | {"CHUNK": chunk, "KEEP": int(self.keep), "ANEW": int(anew)}
+        packed = self.packed and self._lightest(constants, itemsize)
+        return found | {"BLOCK": self.block, "COLUMNS": self.columns, "PACKED": int(packed)}
 
     def tables(self) -> list[np.ndarray]:
         """F1 `(re | im k1, n1)`, its transpose for the way back `(n1, re | -im k1)`, F2 in real form and T in pairs."""
@@ -244,8 +257,8 @@ _PROGRAMS = 1536
 
 
 MMA_PLANS = (
-    RegisterPlan(64, 16, 4, 24 * 1024, chunk=16, block=64, columns=16, rows=2),
-    RegisterPlan(64, 32, 4, 24 * 1024, chunk=16, block=64, columns=16),
+    RegisterPlan(64, 16, 4, 24 * 1024, chunk=16, block=64, columns=16, stages=2, rows=2),
+    RegisterPlan(64, 32, 4, 24 * 1024, chunk=32, block=64, columns=16),
     RegisterPlan(64, 64, 4, 40 * 1024, chunk=16, block=32, columns=16),
     RegisterPlan(128, 64, 8, 72 * 1024, chunk=16, block=32, columns=16),
 )
@@ -254,16 +267,16 @@ MMA_PLANS = (
 WGMMA_PLANS = (
     SharedPlan(64, 16, 4, 56 * 1024, chunk=16, block=64, columns=16, stages=3, together=True, keep=True, rows_back=32),
     SharedPlan(64, 32, 4, 56 * 1024, chunk=32, block=64, columns=32, together=True, rows=32, rows_back=32),
-    SharedPlan(64, 64, 4, 96 * 1024, chunk=64, block=64, columns=64, rows=8),
-    SharedPlan(128, 64, 8, 208 * 1024, chunk=64, block=64, columns=64, rows=32, least_chunk=32),
+    SharedPlan(64, 64, 4, 96 * 1024, chunk=64, block=64, columns=64, rows=8, anew=4),
+    SharedPlan(128, 64, 8, 208 * 1024, chunk=64, block=64, columns=64, rows=32, least_chunk=32, packed=True),
 )
 """For 9.0: of several of each length, those that were the fastest on an H100."""
 
 TCGEN05_PLANS = (
     SharedPlan(64, 16, 4, 48 * 1024, chunk=16, block=64, columns=16, together=True),
     SharedPlan(64, 32, 8, 56 * 1024, chunk=32, block=64, columns=32, together=True, warps_back=8),
-    SharedPlan(64, 64, 8, 96 * 1024, chunk=32, block=64, columns=64, warps_back=8),
-    SharedPlan(64, 128, 8, 104 * 1024, chunk=32, block=64, columns=32, warps_back=8),
+    SharedPlan(64, 64, 8, 96 * 1024, chunk=32, block=64, columns=64, warps_back=8, packed=True),
+    SharedPlan(64, 128, 8, 136 * 1024, chunk=64, block=64, columns=32, warps_back=8, least_chunk=32, anew=2),
 )
 """For 10.0."""
 

@@ -13,13 +13,20 @@ its row.
 
 Each complex product is one real product of twice the size, for a program waits for each. A is [Re F1; Im F1] X, and Y
 is [Re F1' | -Im F1'] times [Re E; Im E]. Everything between has a number's real and imaginary part side by side, in
-columns 2 k and 2 k + 1: what a product leaves in a thread's registers is then whole complex numbers, and is the next
-product's operand as it is.
+columns 2 k and 2 k + 1: what a product leaves in a thread's registers is then whole complex numbers, and, after a
+shuffle within a warp, the next product's operand.
 
 A program loads the tables of products once, and they stay in shared memory for all of its rows. Where that leaves too
 few registers, F2 comes in pieces of CHUNK columns instead, which make a piece of C, of D and a term of G at once.
 Twiddle and taps stay in registers (KEEP), or come again for each row, from a place that differs from row to row as far
-as the compiler knows: it would keep them.
+as Triton's compiler knows: it would keep them. LLVM knows more, that a row before the last divided by their number is
+zero, and then keeps every address, in two registers each. Where those are missing, a program index that is always zero
+hides it (ANEW, PACKED).
+
+PACKED saves more. X is rounded to 16 bits and put in pairs into integers, and H made in a loop that turns once, as far
+as the compiler knows any number of times: it would round X only after H is there, and hold 32 bits a number. And n2 is
+in the order in which what a thread has of B is what it needs of a left operand: sums have no order, and nothing is
+shuffled.
 
 Operands of products have the dtype of the tables, sums and everything elementwise are in float32. Sequences are read
 and written as they lie, of any length; steps past the end count as zeros and are not stored. Offsets of rows have 64
@@ -55,6 +62,16 @@ def _store(at, value, steps, LENGTH: tl.constexpr, WHOLE: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _product(x, factor, steps, dtype: tl.constexpr, LENGTH: tl.constexpr, WHOLE: tl.constexpr, GATED: tl.constexpr):
+    """The row at x, or factor x."""
+    value = _load(x, steps, LENGTH, WHOLE)
+    if GATED:
+        value = value.to(tl.float32) * _load(factor, steps, LENGTH, WHOLE).to(tl.float32)
+    return value.to(dtype)
+
+
+@triton.jit
+@no_type_check
 def _parts(z, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Real and imaginary parts in float32, (ROWS, COLUMNS) each, of what lies side by side."""
     return tl.split(tl.reshape(z, (ROWS, COLUMNS, 2)).to(tl.float32))
@@ -65,6 +82,46 @@ def _parts(z, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def _joined(re, im, dtype: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The parts side by side, (ROWS, 2 COLUMNS)."""
     return tl.reshape(tl.join(re.to(dtype), im.to(dtype)), (ROWS, 2 * COLUMNS))
+
+
+@triton.jit
+@no_type_check
+def _packed(re, im, dtype: tl.constexpr):
+    """Both parts in that dtype of 16 bits, in the two halves of an integer."""
+    low = re.to(dtype).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return low | im.to(dtype).to(tl.int16, bitcast=True).to(tl.int32) << 16
+
+
+@triton.jit
+@no_type_check
+def _unpacked(both, dtype: tl.constexpr):
+    """The parts in float32."""
+    re = both.to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
+    return re, (both >> 16).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+@no_type_check
+def _ordered(z, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Complex numbers side by side with, of each 8, the even ones first: as `_order` says."""
+    z = tl.reshape(z, (ROWS, COLUMNS // 8, 4, 2, 2))
+    return tl.reshape(tl.permute(z, (0, 1, 3, 2, 4)), (ROWS, 2 * COLUMNS))
+
+
+@triton.jit
+@no_type_check
+def _order(column):
+    """Where the parts come from that `_ordered` puts into a column."""
+    return column // 16 * 16 + column % 8 // 2 * 4 + column // 8 % 2 * 2 + column % 2
+
+
+@triton.jit
+@no_type_check
+def _correlated(sum_re, sum_im, x_re, x_im, h_re, h_im):
+    """The sums, and conj(X) H."""
+    sum_re += x_re * h_re + x_im * h_im
+    sum_im += x_re * h_im - x_im * h_re
+    return sum_re, sum_im
 
 
 @triton.jit
@@ -126,6 +183,7 @@ def convolve(
     N2: tl.constexpr,
     CHUNK: tl.constexpr,
     KEEP: tl.constexpr,
+    ANEW: tl.constexpr,
 ):
     """Makes out = gate (K * (factor x)) and other_out = other_gate (K * (factor x)), or with conj(K).
 
@@ -160,6 +218,9 @@ def convolve(
     x += (((wide + first) * X_CHANNELS + channel % X_CHANNELS) * FEATURES + feature) * LENGTH
     for row in range(first, end):
         zero = row // BATCH * 128  # which the compiler does not know, but that it divides by 128
+        if ANEW:  # nor LLVM
+            zero = (row + tl.program_id(1)) // BATCH * 128
+            row += zero
         value = _load(x, steps, LENGTH, WHOLE)
         x += X_STRIDE
         row = wide + row
@@ -228,6 +289,7 @@ def backward(
     N2: tl.constexpr,
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PACKED: tl.constexpr,
 ):
     """Makes out = sum over the batch of conj(X) H, the cotangent of the spectra; X is that of factor x, H of gate g.
 
@@ -255,12 +317,18 @@ def backward(
     both_n2 = tl.arange(0, 2 * N2)
     columns = (first_column + tl.arange(0, 2 * COLUMNS))[None, :]
     steps = n1 * N2 + tl.arange(0, N2)[None, :]
-    twiddle += k1 * (2 * N2) + both_n2[None, :]
+    if PACKED:
+        twiddle += first_k1 * (2 * N2)
+        pairs = tl.arange(0, BLOCK)[:, None] * (2 * N2) + both_n2[None, :]
+        rows = _order(both_n2)
+    else:
+        twiddle += k1 * (2 * N2) + both_n2[None, :]
+        rows = both_n2
     places = k1 * (2 * N2) + columns
     spectrum += (feature * CHANNELS + channel).to(tl.int64) * (2 * N1 * N2)
     k1_of_planes = planes // BLOCK * N1 + first_k1 + planes % BLOCK
     left = tl.load(f1 + k1_of_planes[:, None] * N1 + tl.arange(0, N1)[None, :])
-    right = tl.load(f2 + both_n2[:, None] * (2 * N2) + columns)
+    right = tl.load(f2 + rows[:, None] * (2 * N2) + columns)
     if SEQUENCES:
         back = tl.load(f1_back + n1 * (2 * N1) + tl.arange(0, 2 * N1)[None, :])
     sum_re = tl.full((BLOCK, COLUMNS), 0.0, tl.float32)
@@ -268,23 +336,33 @@ def backward(
 
     for row in range(part * ROWS, tl.minimum(part * ROWS + ROWS, BATCH)):
         zero = row // BATCH * 128
+        if PACKED:
+            zero = (row + tl.program_id(1)) // BATCH * 128
         row = wide + row
         at_x = (row * FEATURES + feature) * LENGTH
-        value = _load(x + at_x, steps, LENGTH, WHOLE)
-        if FACTOR_CHANNELS > 0:
-            value = value.to(tl.float32) * _load(factor + at_x, steps, LENGTH, WHOLE).to(tl.float32)
-        b = _left(value.to(dtype), left, tl.load(twiddle + zero), BLOCK, N2)
-        x_re, x_im = _parts(tl.dot(b, right).to(dtype), BLOCK, COLUMNS)
-
         at_g = ((row * CHANNELS + channel) * FEATURES + feature) * LENGTH
-        value = _load(g + at_g, steps, LENGTH, WHOLE)
-        if GATE_CHANNELS > 0:
-            at = gate + ((row * GATE_CHANNELS + channel % GATE_CHANNELS) * FEATURES + feature) * LENGTH
-            value = value.to(tl.float32) * _load(at, steps, LENGTH, WHOLE).to(tl.float32)
-        b = _left(value.to(dtype), left, tl.load(twiddle + 2 * zero), BLOCK, N2)
-        h_re, h_im = _parts(tl.dot(b, right), BLOCK, COLUMNS)
-        sum_re += x_re * h_re + x_im * h_im
-        sum_im += x_re * h_im - x_im * h_re
+        at_gate = (
+            (row * GATE_CHANNELS + channel % (GATE_CHANNELS + (GATE_CHANNELS == 0))) * FEATURES + feature
+        ) * LENGTH
+        value = _product(x + at_x, factor + at_x, steps, dtype, LENGTH, WHOLE, FACTOR_CHANNELS > 0)
+        if PACKED:
+            b = _left(value, left, tl.load(twiddle + zero + pairs), BLOCK, N2)
+            x_re, x_im = _parts(tl.dot(_ordered(b, BLOCK, N2), right), BLOCK, COLUMNS)
+            both = _packed(x_re, x_im, dtype)
+            for once in range(tl.program_id(1) + 1):
+                at = at_g + once * 128
+                value = _product(g + at, gate + at_gate + once * 128, steps, dtype, LENGTH, WHOLE, GATE_CHANNELS > 0)
+                b = _left(value, left, tl.load(twiddle + once * 128 + pairs), BLOCK, N2)
+                h_re, h_im = _parts(tl.dot(_ordered(b, BLOCK, N2), right), BLOCK, COLUMNS)
+                x_re, x_im = _unpacked(both + once, dtype)
+                sum_re, sum_im = _correlated(sum_re, sum_im, x_re, x_im, h_re, h_im)
+        else:
+            b = _left(value, left, tl.load(twiddle + zero), BLOCK, N2)
+            x_re, x_im = _parts(tl.dot(b, right).to(dtype), BLOCK, COLUMNS)
+            value = _product(g + at_g, gate + at_gate, steps, dtype, LENGTH, WHOLE, GATE_CHANNELS > 0)
+            b = _left(value, left, tl.load(twiddle + 2 * zero), BLOCK, N2)
+            h_re, h_im = _parts(tl.dot(b, right), BLOCK, COLUMNS)
+            sum_re, sum_im = _correlated(sum_re, sum_im, x_re, x_im, h_re, h_im)
 
         if SEQUENCES:
             d_re, d_im = _filtered(h_re, h_im, tl.load(spectrum + zero + places), True, N1, N2)

@@ -18,6 +18,7 @@ from pallas_kernels.fft_conv import triton_launch
 from pallas_kernels.fft_conv.triton_plans import (
     CARDS,
     MMA_PLANS,
+    WGMMA_PLANS,
     Card,
     RegisterPlan,
     card_of,
@@ -32,29 +33,6 @@ from tests.kernels.triton_programs import DTYPES, PROGRAMS, RENEW, TENSOR_CORES,
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_REGISTERS = 255
-
-# What ought to be empty: bytes of stack, which a program touches once for a tile or a row. Where 128 x 64 has 216, 8
-# warps need none, and took 3.37 ms instead of 2.59 on an H100.
-SPILLS = {
-    "forward, gated, 64 x 32, bfloat16, sm_86": 8,
-    "forward, gated, 64 x 32, bfloat16, sm_89": 8,
-    "backward, taps, shared, 128 x 64, bfloat16, sm_90": 216,
-    "backward, sequences, aligned, 64 x 128, bfloat16, sm_100": 8,
-    "forward, gated, 64 x 32, float16, sm_86": 8,
-    "forward, gated, 64 x 32, float16, sm_89": 8,
-    "backward, taps, shared, 128 x 64, float16, sm_90": 216,
-    "backward, taps, shared, 64 x 64, float16, sm_100": 8,
-    "forward, 64 x 128, float16, sm_100": 8,
-    "forward, gated, 64 x 128, float16, sm_100": 8,
-    "forward, gated, aligned, 64 x 128, float16, sm_100": 32,
-    "backward, sequences, 64 x 128, float16, sm_100": 8,
-    "backward, sequences, aligned, 64 x 128, float16, sm_100": 40,
-    "forward, 64 x 64, float32, sm_90": 24,
-    "forward, gated, aligned, 64 x 64, float32, sm_90": 144,
-    "backward, sequences, aligned, 64 x 64, float32, sm_90": 296,
-    "backward, sequences, aligned, 64 x 128, float32, sm_100": 8,
-    "forward, 64 x 16, float32, sm_120": 8,
-}
 
 
 def test_every_program_was_compiled_as_it_is_now():
@@ -84,8 +62,7 @@ def problems(program, row) -> list[str]:
 def test_nothing_spills_and_shared_memory_suffices_and_tensor_cores_multiply():
     table = triton_programs.table()
     found = {str(one): problems(one, table[str(one)]) for one in PROGRAMS}
-    assert {name: why for name, why in found.items() if why} == {name: ["stack", "spills"] for name in SPILLS}
-    assert all(table[name]["stack"] <= stack for name, stack in SPILLS.items())
+    assert {name: why for name, why in found.items() if why} == {}
 
 
 def test_a_problem_is_seen():
@@ -94,6 +71,22 @@ def test_a_problem_is_seen():
     wrong = {"stack": 8, "spills": 1, "registers": 256, "shared": program.plan.shared + 1, "products": {"HMMA": 9}}
     for figure, value in wrong.items():
         assert problems(program, row | {figure: value}) == [figure]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("forward, gated, 64 x 32, bfloat16, sm_86", {"chunk": 16}),
+        ("backward, taps, shared, 128 x 64, bfloat16, sm_90", {"packed": False}),
+        ("forward, gated, aligned, 64 x 64, float32, sm_90", {"anew": 8}),
+        ("backward, sequences, 64 x 128, float16, sm_100", {"anew": 8}),
+    ],
+)
+def test_without_what_a_plan_has_for_it_there_is_stack(name, change):
+    program = next(one for one in PROGRAMS if str(one) == name)
+    changed = dataclasses.replace(program, plan=dataclasses.replace(program.plan, **change))
+    assert problems(changed, triton_programs.verdict(changed)) == ["stack", "spills"]
 
 
 def test_every_plan_dtype_and_direction_is_there_for_every_card():
@@ -130,7 +123,7 @@ def test_a_digest_is_of_the_source_the_plan_the_types_and_the_card(monkeypatch):
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_no_program_uses_more_than_the_table_says(program):
     row = triton_programs.verdict(program)
-    assert problems(program, row) == (["stack", "spills"] if str(program) in SPILLS else [])
+    assert problems(program, row) == []
     if importlib.metadata.version("triton") == triton_programs.version():
         known = triton_programs.table()[str(program)]
         assert row == {figure: known[figure] for figure in row}
@@ -196,6 +189,11 @@ def test_a_card_with_little_shared_memory_has_shorter_sequences():
 def test_a_plan_that_no_kernel_has_is_refused(change):
     with pytest.raises(ValueError, match=f"{next(iter(change))} must be .*; got {next(iter(change.values()))}"):
         RegisterPlan(**dataclasses.asdict(MMA_PLANS[0]) | change)
+
+
+def test_another_order_of_n2_is_refused_where_it_would_be_that_of_k2():
+    with pytest.raises(ValueError, match="packed must be False where together is True"):
+        dataclasses.replace(WGMMA_PLANS[0], packed=True)
 
 
 class _Gpu:

@@ -28,6 +28,7 @@ from tests.kernels.triton_interpreter import interpreted, run_program
 
 triton = functools.partial(long_conv, implementation="triton")
 PLAIN = Case(999, 999, batch=(3,), features=1)
+LONG = dataclasses.replace(PLAIN, length=4096, taps=4096, batch=(2,))
 GATED = Case(1021, 1021, True, batch=(3,), channels=2, pre_gate=True, post_gate="own", features=1)
 
 # (case, dtype, card): each mode, dtype, gate, plan, kind of kernels and class of lengths; those with more are slow.
@@ -41,7 +42,8 @@ CASES = [
     (PLAIN, "bfloat16", "9.0"),
     (PLAIN, "float32", "9.0"),
     (dataclasses.replace(PLAIN, length=2047, circular=True, batch=()), "bfloat16", "9.0"),
-    (dataclasses.replace(PLAIN, length=4096, taps=4096, batch=()), "bfloat16", "9.0"),
+    (dataclasses.replace(LONG, batch=()), "bfloat16", "9.0"),
+    (dataclasses.replace(LONG, batch=()), "bfloat16", "10.0"),
 ]
 MORE = [
     *((GATED, dtype) for dtype in ("float16", "float32")),
@@ -52,6 +54,7 @@ MORE = [
 ]
 SLOW = [(*one, card) for one in MORE for card in ("8.6", "9.0")]
 SLOW += [(dataclasses.replace(GATED, length=n, taps=n, batch=(2,)), "bfloat16", "10.0") for n in (1024, 4000, 8000)]
+SLOW += [(LONG, "float16", "10.0"), (dataclasses.replace(LONG, length=8192, taps=8192), "bfloat16", "10.0")]
 
 
 def errors(case: Case, dtype: str, *changes: tuple[str, str], card: str) -> dict[str, float]:
@@ -105,6 +108,8 @@ PLANTED = {
     "sum over all rows": ("9.0", "kernel", ("sum_im += x_re * h_im - x_im * h_re", "sum_im += x_re * h_im")),
     "rows of a program": ("9.0", "y", ("x += X_STRIDE", "x += 0")),
     "the factor's share": ("9.0", "pre_gate", ("other = y * _load(x + at_x", "other = y * _load(factor + at_x")),
+    "order of n2": ("10.0", "kernel", ("column // 8 % 2 * 2", "column // 8 % 2 * 0")),
+    "parts in the halves of an integer": ("10.0", "kernel", ("(both >> 16)", "both")),
 }
 FAST = ("conjugate of the taps", "rows of the batch", "cotangent's taps", "rows of a program")
 
@@ -113,7 +118,7 @@ FAST = ("conjugate of the taps", "rows of the batch", "cotangent's taps", "rows 
 def test_an_error_in_any_step_shows(what, monkeypatch):
     card, result, change = PLANTED[what]
     monkeypatch.setattr(triton_plans, "_PROGRAMS", 1)  # so that a program has several rows
-    case = GATED if result == "pre_gate" else PLAIN
+    case = GATED if result == "pre_gate" else LONG if card == "10.0" else PLAIN
     assert errors(case, "bfloat16", change, card=card)[result] > 2 * tolerances.FUSED["bfloat16"]
 
 
