@@ -183,7 +183,7 @@ class SharedPlan(Plan):
       warps_back: of a program of `backward` that has registers to spare; others have 8.
       least_chunk: the chunk where registers are short.
       anew: bytes of a number from which on `convolve` computes addresses anew for each row, where registers are short.
-      packed: whether a program of `backward` that has registers to spare rounds X before it makes H, to need no more.
+      packed: whether `backward` rounds X before it makes H, for which there are too few registers otherwise.
 
     Example:
       >>> [table.shape for table in WGMMA_PLANS[0].tables()]
@@ -220,15 +220,11 @@ class SharedPlan(Plan):
         """
         return self.together or (itemsize == 2 and constants["LENGTH"] % 8 == 0)
 
-    def _lightest(self, constants: dict[str, Any], itemsize: int) -> bool:
-        """Whether there are no gates to be read either."""
-        gated = constants["FACTOR_CHANNELS"] > 0 or constants["GATE_CHANNELS"] > 0
-        return self._light(constants, itemsize) and not gated
-
     def warps_of(self, kernel: str, constants: dict[str, Any], itemsize: int) -> int:
         if kernel == "convolve":
             return self.warps
-        return self.warps_back if self._lightest(constants, itemsize) else 8
+        gated = constants["FACTOR_CHANNELS"] > 0 or constants["GATE_CHANNELS"] > 0
+        return self.warps_back if self._light(constants, itemsize) and not gated else 8
 
     def constants(self, kernel: str, constants: dict[str, Any], itemsize: int) -> dict[str, int]:
         found = {"N1": self.n1, "N2": self.n2}
@@ -237,8 +233,7 @@ class SharedPlan(Plan):
             chunk = self.chunk if light else min(self.chunk, self.least_chunk)
             anew = itemsize >= self.anew and not light
             return found | {"CHUNK": chunk, "KEEP": int(self.keep), "ANEW": int(anew)}
-        packed = self.packed and self._lightest(constants, itemsize)
-        return found | {"BLOCK": self.block, "COLUMNS": self.columns, "PACKED": int(packed)}
+        return found | {"BLOCK": self.block, "COLUMNS": self.columns, "PACKED": int(self.packed)}
 
     def tables(self) -> list[np.ndarray]:
         """F1 `(re | im k1, n1)`, its transpose for the way back `(n1, re | -im k1)`, F2 in real form and T in pairs."""
