@@ -62,7 +62,7 @@ class Options:
     seeds: tuple[int, ...] = (0, 1)
     """Each fixes an initialisation and an order of the data, which is the same for all models."""
 
-    learning_rates: tuple[float, ...] = (0.0015, 0.003, 0.006, 0.012)
+    learning_rates: tuple[float, ...] = (0.00075, 0.0015, 0.003, 0.006, 0.012)
     """Peaks to choose from, for each model that of the lowest validation loss in a short run; one is not tried."""
 
     tuning_steps: int = 100
