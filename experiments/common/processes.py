@@ -21,7 +21,8 @@ def in_processes[T](function: Callable[[int], T], workers: int) -> Iterator[T]:
             ahead = [executor.submit(function, next(numbers)) for _ in range(2 * workers)]
         while True:
             yield ahead.pop(0).result()
-            ahead.append(executor.submit(function, next(numbers)))
+            with one_thread():  # it may start another process
+                ahead.append(executor.submit(function, next(numbers)))
     finally:
         executor.shutdown(cancel_futures=True)
 

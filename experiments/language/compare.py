@@ -21,12 +21,12 @@ from experiments.common import comparison
 from experiments.common.command import Command
 from experiments.common.comparison import markdown_table
 from experiments.common.errors import RunError
-from experiments.common.several import train_all
+from experiments.common.several import is_finished, train_all
 from experiments.common.workdir import write_whole
 from experiments.language.corpus import SplitName
 from experiments.language.figures import bits_curves
 from experiments.language.perplexity import Perplexity
-from experiments.language.quality import bigram, bits_per_byte, compressors, measured, per_byte
+from experiments.language.quality import MEASURED, bigram, bits_per_byte, compressors, measured, per_byte
 from experiments.language.recipe import Language
 from experiments.language.tokens import Tokens
 from experiments.language.train import RECIPES
@@ -71,7 +71,9 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("models", "seeds", "learning_rates"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            if not values or len({f"{value:g}" if name == "learning_rates" else value for value in values}) < len(
+                values
+            ):
                 raise ValueError(f"{name} must be at least one, each once; got {values}.")
         if self.tuning_steps < 1:
             raise ValueError(f"tuning_steps must be at least 1; got {self.tuning_steps}.")
@@ -108,7 +110,10 @@ class Comparison:
             for seed in self.options.seeds  # outside, so that an early end leaves as much of each model
             for model, rate in self.rates.items()
         }
-        self.failed = train_all(recipes, self.folder, self.console, self._measure)
+        for name, recipe in recipes.items():  # before anything is written: folders of other recipes are refused
+            is_finished(self.folder / name, recipe)
+        failed = train_all(recipes, self.folder, self.console, self._measure)
+        self.failed = {name: without_places(reason) for name, reason in failed.items()}
         return self._write()
 
     def _name(self, model: Model, seed: int) -> str:
@@ -124,15 +129,18 @@ class Comparison:
             recipes = {
                 f"{model}-rate{rate:g}": variant(short, model, learning_rate=rate) for rate in options.learning_rates
             }
-            train_all(recipes, self.folder, self.console)
+            failed = train_all(recipes, self.folder, self.console)
             losses = {
-                rate: last_loss(read(self.folder / name))
+                rate: None if name in failed else last_loss(read(self.folder / name))
                 for rate, name in zip(options.learning_rates, recipes, strict=True)
             }
             self.tried[model] = {f"{rate:g}": loss for rate, loss in losses.items()}
             finite = {rate: loss for rate, loss in losses.items() if loss is not None}
             if not finite:
-                raise RunError(f"learning_rates must have one at which {model} does not diverge; got {[*losses]}.")
+                raise RunError(
+                    f"learning_rates must have one at which {model} can be trained; got {[*losses]}: "
+                    f"{'; '.join(dict.fromkeys(failed.values()))}"
+                )
             self.rates[model] = min(finite, key=finite.__getitem__)
 
     def _measure(self, name: str) -> None:
@@ -212,6 +220,11 @@ def baselines(tokens: Tokens, split: SplitName) -> dict[str, float]:
     return of_pairs | compressors(info)
 
 
+def without_places(reason: str) -> str:
+    """Why a run failed, without the folder that its message ends with."""
+    return reason.split(", where a finite number")[0]
+
+
 def last_loss(run: Run) -> float | None:
     """On validation, in the end; None of a run that did not get there."""
     rows = [row for row in run.rows if row["split"] == "validation" and row["step"] == run.recipe["steps"]]
@@ -271,8 +284,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     explained = (
         f"{recipe['steps']:,} steps of {recipe['batch_size']} windows of {recipe['length']:,} tokens, the same for all "
         "models; mean ± standard deviation over the seeds. Learning rates are peaks"
-        f"{tuned}. Bits per byte are exact, in windows that begin every half length, of at most 131,072 tokens of a "
-        "split; compressors read all of it. Times per step are medians over the runs and hold for this device, with "
+        f"{tuned}. Bits per byte are exact, in windows that begin every half length, of at most {MEASURED:,} tokens of "
+        "a split; compressors read all of it. Times per step are medians over the runs and hold for this device, with "
         f"what else it did: {'; '.join(record['devices'])}. {record['date']}, "
         f"{', '.join(f'{name} {version}' for name, version in record['versions'].items())}."
     )
@@ -306,7 +319,8 @@ def compare(command: Command, options: Options, folder: Path) -> dict[str, Any]:
     for row in rows:
         shown.add_row(*(row[column] for column in columns))
     console.print(shown)
-    console.print(f"{folder / 'comparison.md'}, .json and .png", soft_wrap=True)
+    written = [ending for ending in ("md", "json", "png") if (folder / f"comparison.{ending}").exists()]
+    console.print(f"{folder / 'comparison'}.{', .'.join(written)}", soft_wrap=True)
     return record
 
 

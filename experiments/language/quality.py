@@ -13,6 +13,7 @@ from experiments.language.tokens import SplitInfo, Tokens
 
 MEASURED = 1 << 17  # tokens of a split, at most, whose perplexity is measured
 LARGEST_TABLE = 4096  # tokens of a vocabulary, of which there are pairs
+AT_ONCE = 1 << 22  # tokens whose pairs are counted in one go
 
 
 def measured(recipe: Language, params: dict, split: SplitName, console: Console) -> Perplexity:
@@ -48,9 +49,12 @@ def bigram(tokens: Tokens, split: SplitName) -> Perplexity | None:
     size = tokens.vocab_size
     if size > LARGEST_TABLE:
         return None
-    text = np.asarray(tokens["train"], np.int64)
-    counts = 1.0 + np.bincount(text[:-1] * size + text[1:], minlength=size**2).reshape(size, size)
-    likelihoods = counts / counts.sum(-1, keepdims=True)
+    text, counts = tokens["train"], np.ones(size**2)
+    for first in range(0, len(text) - 1, AT_ONCE):  # of a text that may be larger than memory
+        part = np.asarray(text[first : first + AT_ONCE + 1], np.int64)
+        counts += np.bincount(part[:-1] * size + part[1:], minlength=size**2)
+    pairs = counts.reshape(size, size)
+    likelihoods = pairs / pairs.sum(-1, keepdims=True)
     known = np.asarray(tokens[split][:MEASURED], np.int64)
     return Perplexity(-float(np.log(likelihoods[known[:-1], known[1:]]).sum()), len(known) - 1)
 

@@ -40,6 +40,10 @@ class Models:
     models: tuple[Architecture, ...] = get_args(Architecture.__value__)
     """What to compare."""
 
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError(f"models must be at least one; got {self.models}.")
+
 
 def variants(recipe: ClassifierRecipe, models: tuple[Architecture, ...]) -> dict[str, ClassifierRecipe]:
     """The recipe with the layers of each model, and learning rates that are usual for it."""

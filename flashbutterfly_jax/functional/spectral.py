@@ -55,7 +55,7 @@ def _real_fft(n, inverse, *xs):
         rows = [x.reshape(count, x.shape[-1]) for x, count in zip(xs, counts, strict=True)]
         transformed = transform(jnp.concatenate(rows), n)
         parts = jnp.split(transformed, list(itertools.accumulate(counts))[:-1])
-        return tuple(part.reshape(*x.shape[:-1], -1) for part, x in zip(parts, xs, strict=True))
+        return tuple(part.reshape(*x.shape[:-1], part.shape[-1]) for part, x in zip(parts, xs, strict=True))
 
 
 def _partition(n, inverse, mesh, arguments, results):

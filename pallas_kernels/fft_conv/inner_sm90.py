@@ -162,7 +162,7 @@ class _Chain:
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """What both kernels do around the mathematics."""
+    """What every kernel of rows does around the mathematics."""
 
     schedule: _Schedule
     scratch: Any

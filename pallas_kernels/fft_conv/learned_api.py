@@ -50,7 +50,8 @@ def learned_fft_conv(
 
     `Y = Re V1 (conj(T) * (C * K) V2)` with `C = (T * F1 X) F2` of each row and K likewise of its taps. Products are of
     16-bit numbers with float32 sums. It has derivatives by u, the taps and every block, once; they save the arguments
-    alone and compute everything again. Under a sharded jit each device works on its own rows and features.
+    and the taps' spectra, and compute everything else again. Under a sharded jit each device works on its own rows and
+    features.
 
     Args:
       u: bfloat16 or float16; L at most 64 n2.

@@ -141,10 +141,11 @@ def measure(problem: Problem, arrays: Sequence[jax.Array], expected, effort: Eff
     try:
         call = jax.jit(functools.partial(problem.results, fused)).lower(*arrays).compile()
         error = float(_error(call(*arrays), expected))
+        run = host_round(lambda operands: call(*operands), [arrays], jax.block_until_ready)
+        seconds = statistics.median(seconds_per_call(run, effort))
     except Exception as reason:  # whatever the compiler says of one plan must not end the others
         return {"failed": f"{type(reason).__name__}: {reason}".splitlines()[0][:200]}
-    run = host_round(lambda operands: call(*operands), [arrays], jax.block_until_ready)
-    return {"ms": round(1e3 * statistics.median(seconds_per_call(run, effort)), 5), "error": float(f"{error:.2e}")}
+    return {"ms": round(1e3 * seconds, 5), "error": float(f"{error:.2e}")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,8 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotImplementedError as error:
         print(f"triton_autotune: {error}", file=sys.stderr)
         return 2
-    if not options.out.parent.is_dir():
-        print(f"triton_autotune: {options.out.parent} is not a folder.", file=sys.stderr)
+    if not options.out.parent.is_dir() or options.out.is_dir():
+        print(f"triton_autotune: --out must be a file in a folder that exists; got {options.out}", file=sys.stderr)
         return 2
     versions = package_versions(_PACKAGES) | {"driver": driver_version()}
     record: dict[str, Any] = {"device": jax.devices()[0].device_kind, "versions": versions, "rows": []}
@@ -193,12 +194,18 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--lengths", nargs="+", type=int, default=[1024, 2048, 4096, 8192], help="(default: 1024 to 8192)"
     )
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16", "float32"], help="of sequences")
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        default=["bfloat16", "float32"],
+        help="of sequences (default: bfloat16 float32)",
+    )
     parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS), help="(default: both)")
     parser.add_argument("--gated", action="store_true", help="with a gate on either side instead of none")
     parser.add_argument("--kernels", choices=("card", "registers"), default="card", help="(default: those of the card)")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--features", type=int, default=768)
+    parser.add_argument("--batch", type=int, default=64, help="(default: 64)")
+    parser.add_argument("--features", type=int, default=768, help="(default: 768)")
     parser.add_argument("--seconds", type=float, default=1.0, help="to time each row for, at most (default: 1)")
     parser.add_argument(
         "--out", type=Path, default=Path("triton_plans.json"), help="the JSON (default: triton_plans.json)"
@@ -206,7 +213,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     for name in ("lengths", "batch", "features", "seconds"):
         values = getattr(options, name)
-        if min(values if isinstance(values, list) else [values]) <= 0:
+        if not min(values if isinstance(values, list) else [values]) > 0:  # nor not a number
             parser.error(f"--{name} must be positive; got {values}")
     return options
 

@@ -19,7 +19,7 @@ import flashbutterfly_jax as fb
 from experiments.common import several
 from experiments.common import train as loop
 from experiments.common.errors import RunError
-from experiments.language import compare
+from experiments.language import compare, quality
 from experiments.language.compare import VARIANTS, Comparison, Options, variant
 from experiments.language.quality import MEASURED, bigram
 from experiments.language.recipe import PRESETS, Language
@@ -86,12 +86,14 @@ def test_both_apis_have_the_same_model(recipe):
     assert count(nnx.state(bridged, nnx.Param)) == parameters(one)
 
 
-def test_bigrams_by_hand():
+@pytest.mark.parametrize("at_once", [1, 2, 5, 99])
+def test_bigrams_by_hand(monkeypatch, at_once):
     """After 0 come 1 1 2 in training, after 1 come 0 0: with one more of each pair, 3/6 of 0 1 and 3/5 of 1 0."""
 
     class Known(dict):
         vocab_size = 3
 
+    monkeypatch.setattr(quality, "AT_ONCE", at_once)
     tokens = Known(train=np.array([0, 1, 0, 1, 0, 2]), test=np.array([0, 1, 0]))
     found = bigram(tokens, "test")
     assert found.tokens == 2
@@ -124,7 +126,7 @@ def test_what_was_killed_goes_on_and_nothing_is_made_twice(compiled, recipe, tmp
     assert (tmp_path / "models" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     for function in ("train", "measured"):  # nothing is made again
         monkeypatch.setattr(several if function == "train" else compare, function, None)
-    assert start(recipe, options, tmp_path / "models").run() == record
+    assert start(recipe, options, tmp_path / "models").run() | {"date": record["date"]} == record
 
     # Exact bits per byte by hand, of a text whose separator is paid for.
     found = json.loads((folder / "quality.json").read_text())["test"]
@@ -145,7 +147,10 @@ def fake_training(losses, diverged=(), killed=None):
             loss, steps = losses.get(name, 2.0), one.steps
             rows = [row(steps, "train", loss, 0.0), row(steps, "validation", loss, 0.0), row(steps, "test", loss, 0.0)]
             if name in diverged:
-                rows, failed[name] = rows[:1], "the training loss is nan"
+                rows, failed[name] = (
+                    rows[:1],
+                    f"the training loss is nan at step 4, where a finite number was expected; see {place}",
+                )
             (place / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
             begin = {"device": "abacus cpu", "cpu_cores": 1, "parameters": 10, "versions": {"jax": "0"}}
             described = {"recipe": {"name": "Language", **asdict(one)}, "starts": [begin]}
@@ -171,8 +176,18 @@ def test_each_model_has_the_best_of_the_same_rates(recipe, tmp_path, monkeypatch
     assert "of 0.001, 0.01, 0.1 that with the lowest loss after 4 steps" in (tmp_path / "comparison.md").read_text()
     everywhere = [f"h3-rate{rate}" for rate in (0.001, 0.01, 0.1)]
     monkeypatch.setattr(compare, "train_all", fake_training({}, diverged=everywhere))
-    with pytest.raises(RunError, match="learning_rates must have one at which h3 does not diverge"):
+    with pytest.raises(RunError, match=r"one at which h3 can be trained; got .*: the training loss is nan at step 4"):
         start(recipe, replace(options, models=("h3",)), tmp_path / "other").run()
+
+
+def test_runs_of_another_recipe_are_refused_before_anything_is_written(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "train_all", fake_training({}))
+    options = Options(models=("transformer",), seeds=(0,), learning_rates=(0.01,))
+    start(recipe, options, tmp_path).run()
+    before = (tmp_path / "comparison.md").read_bytes()
+    with pytest.raises(RunError, match="another recipe"):
+        start(replace(recipe, steps=recipe.steps // 2), options, tmp_path).run()
+    assert (tmp_path / "comparison.md").read_bytes() == before
 
 
 def test_what_is_known_is_there_after_each_run(recipe, tmp_path, monkeypatch):
@@ -197,9 +212,13 @@ def test_a_seed_that_diverges_is_named_and_in_no_mean(recipe, tmp_path, monkeypa
     page = (tmp_path / "comparison.md").read_text()
     assert "| model | parameters | to h3 |" in page
     assert "| h3 | 10 | +0% | 0.01 | 1.500 ± 0.707 | 1.000 · 2.000 | 1.500 ± 0.707 |" in page
-    assert "| butterfly, 1 of 2 seeds missing, seed 1: the training loss is nan | 10 | +0% | 0.01 | 3.000 |" in page
+    assert (
+        "| butterfly, 1 of 2 seeds missing, seed 1: the training loss is nan at step 4 | 10 | +0% | 0.01 | 3.000 |"
+        in page
+    )
     assert "ms per step, CPU" in page
-    assert str(recipe.data_dir) not in (tmp_path / "comparison.json").read_text()  # that is nobody's business
+    for place in (recipe.data_dir, tmp_path):  # that is nobody's business
+        assert str(place) not in (tmp_path / "comparison.json").read_text() + page
     assert "| gzip -9 |" in page
     assert f"at most {MEASURED:,} tokens" in page
     assert h3["seeds"][0]["curves"]["validation"] == [(8, pytest.approx(541 / 540, abs=1e-4))]
@@ -223,7 +242,9 @@ def test_comparisons_that_cannot_be(tmp_path, monkeypatch, arguments, message, c
 
 
 def test_wrong_options():
-    for name, value in (("seeds", ()), ("models", ("h3", "h3")), ("learning_rates", (0.1, 0.1))):
+    twice = 0.00100001, 0.001000011  # folders have six digits of a rate
+    wrong = {"seeds": ((),), "models": (("h3", "h3"),), "learning_rates": ((0.1, 0.1), twice)}
+    for name, value in ((name, value) for name, values in wrong.items() for value in values):
         with pytest.raises(ValueError, match=f"^{name} must be at least one, each once; got"):
             Options(**{name: value})
     with pytest.raises(ValueError, match=r"^tuning_steps must be at least 1; got 0\.$"):

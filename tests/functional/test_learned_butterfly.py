@@ -112,6 +112,15 @@ def test_looks_ahead_by_a_reverse_kernel(form):
     assert error(got, direct_sum(u, kernel, reverse_kernel=reverse)) < TOLERANCE["float64"]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_no_rows(form):
+    config = LearnedButterfly(form)
+    y = learned_long_conv(
+        np.zeros((0, 2, 40)), np.ones((2, 40)), blocks=config.init(jax.random.key(0), 2, 40), butterfly=config
+    )
+    assert y.shape == (0, 2, 40)
+
+
 class TestPaperForm:
     """The authors' transform, written out after its description: natural order, blocks of 16 shared by all stages."""
 

@@ -37,6 +37,14 @@ def test_transforms_and_transposes_are_those_of_numpy(length, n):
         np.testing.assert_allclose(ours(y)[0], jaxs(y)[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("shapes", [[(0, 5)], [(2, 0, 5), (3, 5)], [(0, 3, 5), (0, 5)]], ids=str)
+def test_nothing_is_transformed_to_nothing(shapes):
+    spectra = spectral.rfft(*map(jnp.zeros, shapes), n=8)
+    assert [spectrum.shape for spectrum in spectra] == [(*shape[:-1], 5) for shape in shapes]
+    back = spectral.irfft(*spectra, n=8)
+    assert [x.shape for x in back] == [(*shape[:-1], 8) for shape in shapes]
+
+
 def test_transposing_twice_is_the_identity():
     with jax.enable_x64(True):
         x = jnp.asarray(normal(3, 6))

@@ -99,6 +99,13 @@ def test_narrow_sequences(dtype):
     assert stream.init().buffer.dtype == jnp.float32
 
 
+def test_no_sequences():
+    stream = fb.long_conv_stream(np.ones((2, 8), np.float32))
+    state, y = stream.prefill(np.ones((0, 2, 5), np.float32))
+    assert y.shape == (0, 2, 5)
+    assert stream.step(state, np.ones((0, 2), np.float32))[1].shape == (0, 2)
+
+
 def test_one_program_and_the_same_bits():
     exact = arrays(130, 130)
     u = jnp.asarray(exact["u"], jnp.float32)

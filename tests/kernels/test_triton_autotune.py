@@ -66,11 +66,13 @@ def test_what_cannot_run_says_so(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(triton_launch, "this_card", lambda: CARDS["8.6"])
     assert triton_autotune.main(["--lengths", "9000"]) == 2
     assert "at most 8192 steps" in capsys.readouterr().err
-    assert triton_autotune.main(["--out", str(tmp_path / "absent" / "plans.json")]) == 2
-    assert "absent is not a folder" in capsys.readouterr().err
+    for wrong in (tmp_path / "absent" / "plans.json", tmp_path):
+        assert triton_autotune.main(["--out", str(wrong)]) == 2
+        assert f"--out must be a file in a folder that exists; got {wrong}" in capsys.readouterr().err
     monkeypatch.setattr(triton_launch, "this_card", none)
     assert triton_autotune.main([]) == 2
     assert "JAX finds none" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        triton_autotune.main(["--batch", "0"])
-    assert "--batch must be positive; got 0" in capsys.readouterr().err
+    for name, value in (("--batch", "0"), ("--seconds", "nan")):
+        with pytest.raises(SystemExit):
+            triton_autotune.main([name, value])
+        assert f"{name} must be positive; got {value}" in capsys.readouterr().err

@@ -111,7 +111,13 @@ PLANTED = {
     "order of n2": ("10.0", "kernel", ("column // 8 % 2 * 2", "column // 8 % 2 * 0")),
     "parts in the halves of an integer": ("10.0", "kernel", ("(both >> 16)", "both")),
 }
-FAST = ("conjugate of the taps", "rows of the batch", "cotangent's taps", "rows of a program")
+FAST = (
+    "conjugate of the taps",
+    "rows of the batch",
+    "cotangent's taps",
+    "rows of a program",
+    "parts in the halves of an integer",
+)
 
 
 @pytest.mark.parametrize("what", [pytest.param(x, marks=[] if x in FAST else pytest.mark.slow) for x in PLANTED])

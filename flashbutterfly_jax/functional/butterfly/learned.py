@@ -352,7 +352,7 @@ def _causal(learned: _Learned, u: Float[Array, "*B D L"], kernel: Float[Array, "
         y = inverse(spectra + across, plan, RIGHT_ANGLE, real=True, precision=learned.precision)
     else:
         y = inverse(spectra, plan, RIGHT_ANGLE, real=True, precision=learned.precision) + learned.back(across, inner=1)
-    return y.reshape(*y.shape[:-2], -1)[..., :length]
+    return y.reshape(*y.shape[:-2], y.shape[-2] * plan.n)[..., :length]
 
 
 def _across(
