@@ -71,10 +71,10 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("models", "seeds", "learning_rates"):
             values = getattr(self, name)
-            if not values or len({f"{value:g}" if name == "learning_rates" else value for value in values}) < len(
-                values
-            ):
+            if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must be at least one, each once; got {values}.")
+        if len({f"{rate:g}" for rate in self.learning_rates}) < len(self.learning_rates):
+            raise ValueError(f"learning_rates must differ in their first six digits; got {self.learning_rates}.")
         if self.tuning_steps < 1:
             raise ValueError(f"tuning_steps must be at least 1; got {self.tuning_steps}.")
 

@@ -133,6 +133,9 @@ def compare(title: str, recipe: Recipe, models: tuple[Architecture, ...], folder
         raise RunError(f"task must be one whose layers can be exchanged; got {title}.")
     recipes = variants(recipe, models)
     failed = train_all(recipes, folder, Console())
+    for name, reason in failed.items():
+        if not (folder / name / "run.json").exists():  # not even its first step could be compiled
+            raise RunError(f"{name} cannot be trained: {reason}")
     rows = compared({name: read(folder / name) for name in recipes}, failed)
     write_whole(folder / "comparison.json", (json.dumps({"title": title, "rows": rows}, indent=2) + "\n").encode())
     write_whole(folder / "comparison.md", markdown(title, rows).encode())

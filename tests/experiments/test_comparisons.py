@@ -60,6 +60,12 @@ def test_a_comparison_is_one_table(tmp_path, monkeypatch, capsys):
     assert "43.21%" in capsys.readouterr().out
 
 
+def test_a_model_that_no_step_can_be_compiled_for_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "train_all", lambda recipes, folder, console: {"s5": "the kernel runs on GPUs alone"})
+    with pytest.raises(SystemExit, match=r"^error: s5 cannot be trained: the kernel runs on GPUs alone"):
+        run_compare(monkeypatch, "--models", "s5", "--workdir", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
