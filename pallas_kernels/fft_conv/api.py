@@ -28,7 +28,7 @@ from pallas_kernels.fft_conv.config import (
 from pallas_kernels.fft_conv.outer_plan import LONGEST, outer_plan
 from pallas_kernels.fft_conv.platform import on_cuda, varying_alike
 from pallas_kernels.fft_conv.reference import backward_reference, forward_reference, gated
-from pallas_kernels.fft_conv.tables import dft_tables, tap_cotangent
+from pallas_kernels.fft_conv.tables import convolution_tables, dft_tables, tap_cotangent
 from pallas_kernels.fft_conv.tuned import configuration
 
 # The kernels shift their loop counter right by this, to a zero that the compiler takes for a variable.
@@ -230,7 +230,8 @@ def _run_forward(u, pre_gate, post_gate, taps, f1, f2, twiddle, shift, gates: tu
     tables = f1, f2, twiddle
     spectrum = _spectra(u, taps, config, *tables, shift).reshape(features, -1, N1, n2)
     kernel = kernel_sm90.forward(config, shapes)
-    return kernel(u, pre_gate, post_gate, spectrum, *(table.astype(u.dtype) for table in tables), shift)
+    operands = (table.astype(u.dtype) for table in convolution_tables(*tables))
+    return kernel(u, pre_gate, post_gate, spectrum, *operands, shift)
 
 
 def _run_backward(u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift, gates: tuple[bool, bool]):
@@ -248,8 +249,8 @@ def _run_backward(u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift, gates
     tables = f1, f2, twiddle
     spectrum = _spectra(u, taps, config, *tables, shift).reshape(-1, 2, N1, n2)
     kernel = kernel_sm90.backward(config, shapes)
-    operands = u, pre_gate, post_gate, g, spectrum, *(table.astype(u.dtype) for table in tables), shift
-    *shares, d_spectrum = kernel(*operands)
+    operands = (table.astype(u.dtype) for table in convolution_tables(*tables))
+    *shares, d_spectrum = kernel(u, pre_gate, post_gate, g, spectrum, *operands, shift)
     return *shares, _taps_cotangent(u, taps, config, d_spectrum)
 
 

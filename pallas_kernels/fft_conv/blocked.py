@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.fft_conv import blocked_sm90, streamed_sm90
 from pallas_kernels.fft_conv.config import MAX_BLOCKS
+from pallas_kernels.fft_conv.tables import convolution_tables
 
 
 def forward(x, pre_gate, post_gate, spectra, lags: tuple[int, int], *tables):
@@ -61,4 +62,5 @@ def _present(x, pre_gate, post_gate):
 
 def _in_dtype(dtype, f1, f2, twiddle, shift):
     """The tables as these kernels take them, which transpose F1 as they read it."""
-    return f1[:2].astype(dtype), f2.astype(dtype), twiddle.astype(dtype), shift
+    f1, f2, twiddle = (table.astype(dtype) for table in convolution_tables(f1, f2, twiddle))
+    return f1[:2], f2, twiddle, shift

@@ -27,9 +27,10 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import N1, SHARED_MEMORY_BYTES, TILE
-from pallas_kernels.fft_conv.kernel_sm90 import _Butterfly, _float, _gated, _times
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, complex_planes, load, matrices, sums_of_products
+from pallas_kernels.fft_conv.kernel_sm90 import ByColumns, _float, _gated
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, load, matrices
 
 _STEP = 8
 
@@ -145,23 +146,18 @@ class _Schedule:
         return lax.rem(spectrum, self.shapes.channels), spectrum // self.shapes.channels
 
 
-class _FreshZeros(_Butterfly):
-    """A butterfly that reads each table at a zero of its own, so that none is kept in a register for the next."""
+def load_tables(f1, f2, twiddle, scratch):
+    """Starts their copies."""
+    for name, table in (("f1", f1), ("f2", f2), ("twiddle", twiddle)):
+        for plane in range(table.shape[0]):
+            plgpu.copy_gmem_to_smem(table.at[plane], scratch[name].at[plane], scratch["barriers"]["tables"])
 
-    fresh: Callable[[], Any]
 
-    def __init__(self, scratch, fresh):
-        for name in ("f1", "f2", "twiddle"):
-            object.__setattr__(self, name, scratch[name])
-        object.__setattr__(self, "fresh", fresh)
-
-    @property
-    def zero(self):
-        return self.fresh()
-
-    @zero.setter
-    def zero(self, _):
-        raise AttributeError
+def put(parts, spectrum: Callable[[], Any], dtype):
+    """Writes what `column_dft.there` yields, as it comes, to planes in shared memory."""
+    for k0, part in enumerate(parts):
+        for plane, value in enumerate(part):
+            spectrum().at[plane, :, pl.ds(k0 * CHUNK, CHUNK)][...] = value.astype(dtype)
 
 
 def forward(shapes: Shapes):
@@ -225,9 +221,7 @@ def forward(shapes: Shapes):
 
         @pl.when(group == 0)
         def _():
-            for name, table in (("f1", f1), ("f2", f2), ("twiddle", twiddle)):
-                for plane in range(2):
-                    plgpu.copy_gmem_to_smem(table.at[plane], scratch[name].at[plane], barriers["tables"])
+            load_tables(f1, f2, twiddle, scratch)
 
         plgpu.barrier_wait(barriers["tables"])
 
@@ -244,7 +238,7 @@ def forward(shapes: Shapes):
             def fresh():
                 return lax.shift_right_logical(step + next(zeros), shift_by)
 
-            butterfly = _FreshZeros(scratch, fresh)
+            chain = ByColumns.over(scratch, fresh)
 
             @pl.when(first)
             def _():
@@ -278,15 +272,10 @@ def forward(shapes: Shapes):
                             plgpu.commit_smem()
 
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left the slot
-                    a = sums_of_products(*([(f1, x)] for f1 in complex_planes(scratch["f1"], fresh())))
+                    (a,) = chain.first([x])
                     if gated:
                         plgpu.commit_smem()  # the whole warpgroup has read x, which its spectrum replaces
-                    b = _times(a, complex_planes(scratch["twiddle"], fresh()), dtype)
-                    # One plane after the other: both, B and the rest need more than 128 registers.
-                    for plane in (0, 1):
-                        top, bottom = complex_planes(scratch["f2"].at[:, :, pl.ds(plane * TILE, TILE)], fresh())
-                        (part,) = sums_of_products([(b[0], top), (b[1], bottom)])
-                        slot(fresh()).at[plane][...] = part.astype(dtype)
+                    put(chain.second([a]), lambda: slot(fresh()), dtype)
                     plgpu.commit_smem()  # the whole warpgroup has read the inbox
                     if not gated:
                         fetch_u(step + 1, fresh())
@@ -318,7 +307,7 @@ def forward(shapes: Shapes):
                 @when_block
                 def _():
                     mine = slot(fresh())
-                    (y,) = butterfly.inverse([(load(mine.at[0]), load(mine.at[1]))], [slot(fresh())])
+                    (y,) = chain.inverse([(load(mine.at[0]), load(mine.at[1]))], [slot(fresh())])
                     zero = fresh()
                     mine = slot(zero)
                     if shapes.post_gates:
@@ -342,13 +331,13 @@ def forward(shapes: Shapes):
 
     scratch = {
         "f1": matrices((2, N1, N1), dtype, columns=CHUNK),
-        "f2": matrices((2, TILE, 2 * TILE), dtype, columns=TILE),
+        "f2": matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
         "twiddle": matrices((2, N1, TILE), dtype, columns=CHUNK),
         "taps": matrices((len(lags), 2, N1, TILE), dtype, columns=CHUNK),
         "slots": matrices((teams * count, 2, N1, TILE), dtype, columns=CHUNK),
         "inbox": matrices((groups, N1, TILE), dtype, columns=CHUNK),
         "barriers": dict(
-            tables=plgpu.Barrier(num_arrivals=6),
+            tables=plgpu.Barrier(num_arrivals=5),
             taps=plgpu.Barrier(num_arrivals=2 * len(lags)),
             arrived=plgpu.Barrier(num_arrivals=1, num_barriers=2 * groups if gated else groups),
             team=plgpu.Barrier(num_arrivals=team_size, num_barriers=teams),
@@ -438,9 +427,7 @@ def backward(shapes: Shapes):
 
         @pl.when(group == 0)
         def _():
-            for name, table in (("f1", f1), ("f2", f2), ("twiddle", twiddle)):
-                for part in range(2):
-                    plgpu.copy_gmem_to_smem(table.at[part], scratch[name].at[part], barriers["tables"])
+            load_tables(f1, f2, twiddle, scratch)
 
         plgpu.barrier_wait(barriers["tables"])
 
@@ -456,7 +443,7 @@ def backward(shapes: Shapes):
             def fresh(turn=0):
                 return lax.shift_right_logical(step + turn + next(zeros), shift_by)
 
-            butterfly = _FreshZeros(scratch, fresh)
+            chain = ByColumns.over(scratch, fresh)
 
             def transform(which):
                 plgpu.barrier_wait(arrived(which, 0, fresh(which)))
@@ -469,13 +456,11 @@ def backward(shapes: Shapes):
 
                 if any(has_gate):
                     pl.when(((which == 0) & has_gate[0]) | ((which == 1) & has_gate[1]))(multiply)
-                a = sums_of_products(*([(f1, x)] for f1 in complex_planes(scratch["f1"], fresh(which))))
+                chain = ByColumns.over(scratch, functools.partial(fresh, which))
+                (a,) = chain.first([x])
                 plgpu.commit_smem()  # the whole warpgroup has read x, which its spectrum replaces
-                b = _times(a, complex_planes(scratch["twiddle"], fresh(which)), dtype)
-                for part in (0, 1):
-                    top, bottom = complex_planes(scratch["f2"].at[:, :, pl.ds(part * TILE, TILE)], fresh(which))
-                    (z,) = sums_of_products([(b[0], top), (b[1], bottom)])
-                    plane(which, part, fresh(which))[...] = z.astype(dtype)
+                first = (which * groups + group) * 2
+                put(chain.second([a]), lambda: scratch["planes"].at[pl.ds(first + fresh(which), 2)], dtype)
 
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last dx has left its place
 
@@ -569,7 +554,7 @@ def backward(shapes: Shapes):
             def transform_back():
                 product = [load(plane(1, part, fresh())) for part in (0, 1)]
                 mine = scratch["planes"].at[pl.ds((groups + group) * 2 + fresh(), 2)]
-                (result,) = butterfly.inverse([product], [mine])
+                (result,) = chain.inverse([product], [mine])
                 plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
                 zero = fresh()
                 plane(1, 1, zero)[...] = result.astype(dtype)
@@ -595,12 +580,12 @@ def backward(shapes: Shapes):
 
     scratch = {
         "f1": matrices((2, N1, N1), dtype, columns=CHUNK),
-        "f2": matrices((2, TILE, 2 * TILE), dtype, columns=TILE),
+        "f2": matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
         "twiddle": matrices((2, N1, TILE), dtype, columns=CHUNK),
         "planes": matrices((4 * groups, N1, TILE), dtype, columns=CHUNK),
         "sums": matrices((groups, N1, 2 * CHUNK), F32),
         "barriers": {
-            "tables": plgpu.Barrier(num_arrivals=6),
+            "tables": plgpu.Barrier(num_arrivals=5),
             "taps": plgpu.Barrier(num_arrivals=2 * len(lags)),
             "arrived": plgpu.Barrier(num_arrivals=1, num_barriers=(4 if any(has_gate) else 3) * groups),
             "all": plgpu.Barrier(num_arrivals=groups, num_barriers=2),

@@ -8,7 +8,9 @@ one another: at 4096 steps those of the forward kernel do with three warpgroups,
 
 import dataclasses
 import itertools
+import math
 
+from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import N1, SHARED_MEMORY_BYTES, TILE, Config, Kernel
 
 _ITEMSIZE = 2
@@ -51,7 +53,7 @@ def shared_memory(kernel: Kernel, config: Config) -> int:
     """
     demand, n2 = DEMANDS[kernel], config.n2
     f1 = (2 if n2 == TILE else 4) * N1 * N1
-    f2 = 2 * n2 * 2 * n2
+    f2 = math.prod(column_dft.blocks_shape(n2)) if n2 in column_dft.POINTS else 2 * n2 * 2 * n2
     twiddle = 2 * N1 * n2
     spectra = config.spectrum_slots * demand.channels * 2 * N1 * n2
     tiles = config.warpgroups * demand.tiles * N1 * TILE
@@ -68,7 +70,7 @@ def candidates(kernel: Kernel, n2: int, blocks: int = Config.blocks) -> list[Con
 
     Example:
       >>> [(config.warpgroups, config.spectrum_slots) for config in candidates(Kernel.BACKWARD, 64)]
-      [(3, 1), (2, 2), (2, 1), (1, 2), (1, 1)]
+      [(3, 2), (3, 1), (2, 2), (2, 1), (1, 2), (1, 1)]
     """
     every = (Config(n2, *choice, blocks) for choice in itertools.product((4, 3, 2, 1), (2, 1)))
     return [config for config in every if fits(kernel, config)]

@@ -1,9 +1,9 @@
 """Kernels for Hopper between the outer stages of a long sequence: one short convolution for each row of Z.
 
 `outer_plan` has the algebra. A row is 64 x 64 complex points and goes through the chain of `kernel_sm90`, whose first
-and last product are complex here, 16 real products of 64 x 64 x 64 instead of 12. Rows are complex, so nothing wraps
-into an imaginary part that nobody reads: the transform's shift, another one for each of the m rows of a sequence,
-keeps what belongs to it.
+and last product are complex here, 8 real products of 64 x 64 x 64 instead of 4. Rows are complex, so nothing wraps into
+an imaginary part that nobody reads: the transform's shift, another one for each of the m rows of a sequence, keeps what
+belongs to it.
 
 An item is a row k1 of Z, a channel and a feature, for all of the batch or a share of it. The tables belong to k1, so a
 block takes consecutive items, k1 slowest, and fetches tables only where k1 changes, and the next item's spectrum of the
@@ -20,8 +20,9 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import N1, TILE
-from pallas_kernels.fft_conv.kernel_sm90 import _conj_correlate, _conj_times, _correlate, _times, _zeros
+from pallas_kernels.fft_conv.kernel_sm90 import _conj_correlate, _conj_times, _correlate, _zeros
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, complex_planes, matrices, sums_of_products
 
 _SPECTRUM_SLOTS = 2
@@ -131,11 +132,8 @@ class _Chain:
     def _twiddle(self):
         return complex_planes(self.scratch["twiddle"], self.fresh())
 
-    def _right(self, z):
-        zero = self.fresh()
-        top, bottom = (self.scratch["f2"].at[zero, :, pl.ds(at, 2 * TILE)] for at in (TILE, 0))
-        (both,) = sums_of_products([(z[0], top), (z[1], bottom)])
-        return both[:, :TILE], both[:, TILE:]
+    def _f2(self, back: bool):
+        return column_dft.half(self.scratch["f2"], self.fresh(), back)
 
     def forward(self, z, then):
         """The spectrum of a row in shared memory, (re, im); `then` runs once all of the row has been read."""
@@ -143,13 +141,14 @@ class _Chain:
         a = sums_of_products([(f1_re, z[0]), (minus_im, z[1])], [(f1_re, z[1]), (f1_im, z[0])])
         plgpu.commit_smem()  # the whole warpgroup has read it
         then()
-        return self._right(_times(a, self._twiddle(), self.dtype))
+        (spectrum,) = column_dft.joined([a], column_dft.there([a], self._twiddle(), self._f2(back=False), self.dtype))
+        return spectrum
 
     def inverse(self, conjugate, result):
         """Writes the row whose conjugate spectrum this is; the place of the result carries the intermediate."""
-        g = self._right(conjugate)
+        (e,) = column_dft.back([conjugate], self._twiddle(), self._f2(back=True), self.dtype)
         re, im = result()
-        re[...], im[...] = _conj_times(g, self._twiddle(), self.dtype)
+        re[...], im[...] = e
         plgpu.commit_smem()
         f1_re, f1_im, minus_im = self._f1(transposed=True)
         re, im = result()
@@ -261,9 +260,9 @@ class _Block:
             plgpu.copy_smem_to_gmem(source, place)
 
 
-def _rows(shapes: Shapes, dtype=None, columns: int | None = None):
+def _rows(shapes: Shapes, dtype=None, layout: int | None = None):
     """Shared memory for a complex row of each warpgroup."""
-    return matrices((shapes.warpgroups, 2, N1, TILE), dtype or shapes.dtype, columns)
+    return matrices((shapes.warpgroups, 2, N1, TILE), dtype or shapes.dtype, layout)
 
 
 def _spectrum(shapes: Shapes):
@@ -276,7 +275,7 @@ def _scratch(shapes: Shapes, rows: tuple[str, ...], **more):
     groups, dtype = shapes.warpgroups, shapes.dtype
     return dict(
         f1=matrices((3, N1, N1), dtype, columns=TILE),
-        f2=matrices((1, TILE, 3 * TILE), dtype, columns=TILE),
+        f2=matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
         twiddle=matrices((2, N1, TILE), dtype, columns=CHUNK),
         **{name: _rows(shapes) for name in rows},
         **more,
@@ -308,7 +307,7 @@ def forward(shapes: Shapes):
     """The kernel (z, spectrum, f1, f2, twiddle, [31]) -> w.
 
     z is `(B, 1 or C, D, re | im m, 64, 64)`, the spectrum of the taps `(D, C, m, 2, 64, 64)`, w like z for each
-    channel; the tables are `outer_plan.inner_tables`, F2 with an axis of one before it.
+    channel; the tables are `outer_plan.inner_tables`.
     """
     schedule = _Schedule(shapes)
     dtype = shapes.dtype
@@ -438,6 +437,6 @@ def backward(shapes: Shapes):
     parts = (schedule.splits * groups, shapes.features, shapes.channels, shapes.rows, 2, N1, TILE)
     out_type = shapes.result, jax.ShapeDtypeStruct(parts, F32)
     scratch = _scratch(
-        shapes, ("x", "h"), w=_rows(shapes), spectrum=_spectrum(shapes), spectra=_rows(shapes, columns=CHUNK)
+        shapes, ("x", "h"), w=_rows(shapes), spectrum=_spectrum(shapes), spectra=_rows(shapes, layout=CHUNK)
     )
     return _launch(fft_conv_inner_backward, schedule, scratch, out_type)

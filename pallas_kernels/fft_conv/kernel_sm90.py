@@ -12,11 +12,12 @@ backwards (`tables` defines F1, F2 and T):
     E = G * T                registers to shared memory: the one round trip of the intermediate
     Y = Re(F1)' Re(E) - Im(F1)' Im(E)      left product
 
-Conjugating once, at D, lets the way back use the forward tables: nothing is transposed or stored twice. Each
-warpgroup carries its own tile (64 x 64 complex points: one row of 4096, two of 2048 or four of 1024 side by side)
-through the whole chain, so that while one waits for the tensor cores the others do the elementwise work. Rows of a tile
-never mix, so a NaN stays in its row. A block is persistent: it visits channels with the stride of the grid, and the
-tables stay.
+From 32 columns on, the right products are taken by radix 2 or 4 in registers and then by blocks of 16 points
+(`column_dft`), which leaves them half or a quarter of their work. Conjugating once, at D, lets the way back use the
+forward tables: nothing is transposed or stored twice. Each warpgroup carries its own tile (64 x 64 complex points: one
+row of 4096, two of 2048 or four of 1024 side by side) through the whole chain, so that while one waits for the tensor
+cores the others do the elementwise work. Rows of a tile never mix, so a NaN stays in its row. A block is persistent: it
+visits channels with the stride of the grid, and the tables stay.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import N1, TILE, Config
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, complex_planes, load, matrices, sums_of_products
 
@@ -66,48 +68,101 @@ def _conj_times(z, w, dtype):
 
 @dataclasses.dataclass(frozen=True)
 class _Butterfly:
-    """The chain of a tile's rows, over tables in shared memory.
+    """The chain of a tile's rows, over tables in shared memory, those of any blocks.
 
-    `zero` is zero. Every table is read at an offset of it that changes with the loop as far as the compiler can tell:
-    otherwise it computes some sixty descriptors and addresses before the loop and keeps them, in most of 128 registers.
+    `fresh()` is zero. Every table is read at an offset by it that changes with the loop for all that the compiler can
+    tell: otherwise it computes some sixty descriptors and addresses before the loop and keeps them, in most of 128
+    registers. If it is another zero at every call, none are kept from one table's use to the next either.
     """
 
     f1: Any
     f2: Any
     twiddle: Any
-    zero: Any
+    fresh: Callable[[], Any]
+
+    @classmethod
+    def over(cls, scratch, fresh: Callable[[], Any]):
+        """Over the tables of that name."""
+        return cls(scratch["f1"], scratch["f2"], scratch["twiddle"], fresh)
 
     def _first_block(self, transposed: bool = False):
         """Both parts of F1. A narrow row's product would spend itself in reading F1 again from shared memory."""
-        if self.f2.shape[-2] == TILE:
-            return tuple(plane.T if transposed else plane for plane in complex_planes(self.f1, self.zero))
-        return tuple(load(plane) for plane in complex_planes(self.f1, self.zero + 2 * transposed))
+        if self.twiddle.shape[-1] == TILE:
+            return tuple(plane.T if transposed else plane for plane in complex_planes(self.f1, self.fresh()))
+        return tuple(load(plane) for plane in complex_planes(self.f1, self.fresh() + 2 * transposed))
 
     def _right(self, tiles):
         """Z F2 for each z, as [Re z | Im z] times [[Re F2, Im F2], [-Im F2, Re F2]]."""
         n2 = self.f2.shape[-2]
-        top, bottom = complex_planes(self.f2, self.zero)
+        top, bottom = complex_planes(self.f2, self.fresh())
         sums = sums_of_products(*([(re, top), (im, bottom)] for re, im in tiles))
         return [(both[:, :n2], both[:, n2:]) for both in sums]
 
+    def first(self, rows):
+        """A for each of some real rows in shared memory."""
+        sums = sums_of_products(*([(f1, row)] for row in rows for f1 in self._first_block()))
+        return list(zip(sums[::2], sums[1::2], strict=True))
+
+    def _second(self, tiles):
+        """C for each A."""
+        twiddle = complex_planes(self.twiddle, self.fresh())
+        return self._right([_times(z, twiddle, self.f1.dtype) for z in tiles])
+
+    def _second_back(self, tiles, then):
+        """E for each D; `then` runs before the first."""
+        results = self._right(tiles)
+        twiddle = complex_planes(self.twiddle, self.fresh())
+        then()
+        return (_conj_times(z, twiddle, self.f1.dtype) for z in results)
+
     def forward(self, rows, then: Callable[[], None] = lambda: None):
         """The spectra of real rows in shared memory, a list of (64, n2); `then` runs once these are free again."""
-        planes = self._first_block()
-        sums = sums_of_products(*([(f1, row)] for row in rows for f1 in planes))
+        tiles = self.first(rows)
         then()
-        twiddle = complex_planes(self.twiddle, self.zero)
-        return self._right([_times(z, twiddle, self.f1.dtype) for z in zip(sums[::2], sums[1::2], strict=True)])
+        return self._second(tiles)
 
     def inverse(self, conjugate_spectra, scratch):
         """The real rows whose conjugate spectra these are; scratch, a list of (2, 64, n2), carries E."""
-        tiles = self._right(conjugate_spectra)
-        twiddle = complex_planes(self.twiddle, self.zero)
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left the scratch
-        for z, e in zip(tiles, scratch, strict=True):
-            e[0], e[1] = _conj_times(z, twiddle, self.f1.dtype)
+
+        def left():
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left the scratch
+
+        for z, e in zip(self._second_back(conjugate_spectra, left), scratch, strict=True):
+            e[0], e[1] = z
         plgpu.commit_smem()
         re, im = self._first_block(transposed=True)
         return sums_of_products(*([(re, e.at[0]), (im, e.at[1])] for e in scratch))
+
+
+@dataclasses.dataclass(frozen=True)
+class ByColumns(_Butterfly):
+    """The chain whose second block is that of `column_dft`."""
+
+    # Products at once. Results come as they are asked for: what becomes of a row takes fewer registers than its C.
+    together: int = column_dft.PAIR
+
+    def _operands(self, back: bool):
+        twiddle, table = complex_planes(self.twiddle, self.fresh()), column_dft.half(self.f2, self.fresh(), back)
+        return twiddle, table, self.f1.dtype, self.together
+
+    def second(self, tiles):
+        """Yields C of each A, 16 columns of it at a time."""
+        return column_dft.there(tiles, *self._operands(back=False))
+
+    def _second(self, tiles):
+        return column_dft.joined(tiles, self.second(tiles))
+
+    def _second_back(self, tiles, then):
+        then()
+        return column_dft.back(tiles, *self._operands(back=True))
+
+
+def butterfly(config: Config, scratch, fresh: Callable[[], Any]) -> _Butterfly:
+    """The chain over the tables in shared memory, of whichever kind they are."""
+    if config.n2 not in column_dft.POINTS:
+        return _Butterfly.over(scratch, fresh)
+    together = 4 if config.n2 == 32 and config.warpgroups < 4 else column_dft.PAIR
+    return dataclasses.replace(ByColumns.over(scratch, fresh), together=together)
 
 
 def _zeros(step, shift_by):
@@ -290,15 +345,16 @@ def _scratch(config: Config, shapes: Shapes, rows: Sequence[str], channels: int,
     """Shared memory and barriers: `rows` names the tiles that are copied in; `channels` spectra belong to an item."""
     n2, groups, dtype = config.n2, config.warpgroups, shapes.dtype
     f1_planes = 2 if n2 == TILE else 4
+    f2_shape = column_dft.blocks_shape(n2) if n2 in column_dft.POINTS else (2, n2, 2 * n2)
     barriers = {
-        "tables": plgpu.Barrier(num_arrivals=f1_planes + 4),
+        "tables": plgpu.Barrier(num_arrivals=f1_planes + f2_shape[0] + 2),
         "spectrum": plgpu.Barrier(num_arrivals=2 * channels, num_barriers=config.spectrum_slots),
         "done": plgpu.Barrier(num_arrivals=groups),
         "rows": plgpu.Barrier(num_arrivals=config.rows, num_barriers=len(rows) * groups),
     }
     return dict(
         f1=matrices((f1_planes, N1, N1), dtype, columns=n2),
-        f2=matrices((2, n2, 2 * n2), dtype, columns=n2),
+        f2=matrices(f2_shape, dtype, columns=min(n2, f2_shape[-1] // 2)),
         twiddle=matrices((2, N1, n2), dtype, columns=CHUNK),
         spectrum=matrices((config.spectrum_slots, 2 * channels, N1, n2), dtype, columns=CHUNK),
         staging=matrices((groups, config.rows, 2, N1, n2), dtype),
@@ -363,48 +419,52 @@ def forward(config: Config, shapes: Shapes):
 
                 @pl.when(work)
                 def _():
-                    zero = lax.shift_right_logical(step, shift_by)
-                    mine = block.group + zero
-                    butterfly = _Butterfly(scratch["f1"], scratch["f2"], scratch["twiddle"], zero)
-                    tiles, staging = block.tile("u", mine), block.tile("staging", mine)
+                    def same_zero(number):
+                        zero = lax.shift_right_logical(number, shift_by)
+                        return lambda: zero
+
+                    def tile(name, fresh):
+                        return block.tile(name, block.group + fresh())
+
+                    fresh = same_zero(step)
                     block.await_rows("u")
                     if shapes.pre_gate:
                         block.await_rows("gate")
-                        for tile, gate in zip(tiles, block.tile("gate", mine), strict=True):
-                            tile[...] = _gated(load(tile), load(gate), dtype)
+                        for x, gate in zip(tile("u", fresh), tile("gate", fresh), strict=True):
+                            x[...] = _gated(load(x), load(gate), dtype)
                         plgpu.commit_smem()
-                    spectra = butterfly.forward(tiles, then=lambda: fetch_rows(step + 1, u, "u"))
+                    chain = butterfly(config, scratch, fresh)
+                    spectra = chain.forward(tile("u", fresh), then=lambda: fetch_rows(step + 1, u, "u"))
 
-                    def convolve(channel, spectra, butterfly, mine):
+                    def convolve(channel, spectra, fresh):
                         if shapes.post_gates:
                             gate = channel if shapes.post_gates > 1 else 0
                             block.fetch(post_gate, lambda b: (b, gate, feature), row, "gate")
-                        taps = complex_planes(scratch["spectrum"].at[slot], 2 * channel + butterfly.zero)
-                        ys = butterfly.inverse([_conj_times(z, taps, dtype) for z in spectra], staging)
+                        taps = complex_planes(scratch["spectrum"].at[slot], 2 * channel + fresh())
+                        products = [_conj_times(z, taps, dtype) for z in spectra]
+                        ys = butterfly(config, scratch, fresh).inverse(products, tile("staging", fresh))
                         if shapes.post_gates:
                             block.await_rows("gate")
-                            gates = block.tile("gate", mine)
-                            ys = [_gated(y, load(gate), dtype) for y, gate in zip(ys, gates, strict=True)]
+                            ys = [_gated(y, load(gate), dtype) for y, gate in zip(ys, tile("gate", fresh), strict=True)]
+                        staging = tile("staging", fresh)
                         for e, y in zip(staging, ys, strict=True):
                             e[0] = y.astype(dtype)
                         plgpu.commit_smem()
                         block.store([e.at[0] for e in staging], lambda b: out.at[b, channel, feature], row)
 
                     if channels == 1:
-                        if "gate" in names:  # its address takes registers too: those of the tables are not kept
-                            butterfly = dataclasses.replace(butterfly, zero=lax.shift_right_logical(step + 1, shift_by))
-                        convolve(0, spectra, butterfly, mine)
+                        # A gate's address takes registers too: with one, those of the tables are not kept.
+                        convolve(0, spectra, same_zero(step + 1) if "gate" in names else fresh)
                         fetch_pre_gate(step + 1)
                         return
-                    for z, kept in zip(spectra, block.tile("spectra", mine), strict=True):
+                    for z, kept in zip(spectra, tile("spectra", fresh), strict=True):
                         kept[0], kept[1] = (part.astype(dtype) for part in z)
 
                     @pl.loop(0, channels)
                     def _(channel):
-                        zero = lax.shift_right_logical(step + channel, shift_by)
-                        kept = [complex_planes(z, 0) for z in block.tile("spectra", block.group + zero)]
-                        again = dataclasses.replace(butterfly, zero=zero)
-                        convolve(channel, kept, again, block.group + zero)
+                        fresh = same_zero(step + channel)
+                        kept = [complex_planes(z, 0) for z in tile("spectra", fresh)]
+                        convolve(channel, kept, fresh)
 
                     fetch_pre_gate(step + 1)
 
@@ -505,8 +565,9 @@ def backward(config: Config, shapes: Shapes):
                     def staging(plane):
                         return [e.at[plane] for e in rows("staging")]
 
-                    def butterfly():
-                        return _Butterfly(scratch["f1"], scratch["f2"], scratch["twiddle"], zero())
+                    def chain():
+                        now = zero()
+                        return butterfly(config, scratch, lambda: now)
 
                     def taps():
                         return complex_planes(scratch["spectrum"].at[slot], zero())
@@ -539,20 +600,20 @@ def backward(config: Config, shapes: Shapes):
                     if pre:
                         if not post:  # or else the last result in this plane has left before the inverse of K X
                             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                        xs = butterfly().forward(gate("u", "pre_gate", staging(1)))
+                        xs = chain().forward(gate("u", "pre_gate", staging(1)))
                     else:
                         block.await_rows("u")
-                        xs = butterfly().forward(rows("u"))
+                        xs = chain().forward(rows("u"))
                         fetch_next("u")
                     for z, (re, im) in zip(xs, kept(), strict=True):  # registers are short while H is made
                         re[...], im[...] = (part.astype(dtype) for part in z)
 
                     if post:
-                        hs = butterfly().forward(gate("g", "post_gate", rows("post_gate")))
+                        hs = chain().forward(gate("g", "post_gate", rows("post_gate")))
                         fetch_next("post_gate")
                     else:
                         block.await_rows("g")
-                        hs = butterfly().forward(rows("g"))
+                        hs = chain().forward(rows("g"))
                         fetch_next("g")
 
                     products = []
@@ -564,7 +625,7 @@ def backward(config: Config, shapes: Shapes):
                             counts, lambda ds, z=z, w=w: by_columns(_correlate, *z, *w, *ds), lambda ds: ds, ds
                         )
                         products.append(by_columns(functools.partial(_conj_correlate, dtype), *taps(), *w))
-                    dxs = butterfly().inverse(products, rows("staging"))
+                    dxs = chain().inverse(products, rows("staging"))
                     store(0, dxs, du, "pre_gate" if pre else None)
                     if pre:
                         store(1, dxs, d_gates[0], "u")
@@ -573,7 +634,7 @@ def backward(config: Config, shapes: Shapes):
 
                     if post:
                         products = [_conj_times(z, taps(), dtype) for z in kept()]
-                        store(0, butterfly().inverse(products, rows("staging")), d_gates[-1], "g")
+                        store(0, chain().inverse(products, rows("staging")), d_gates[-1], "g")
                         fetch_next("g")
                     return ds
 

@@ -197,7 +197,8 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
                 return complex_planes(scratch[name].at[block.group + zero()], 0)
 
             def chain(first_name, second_name):
-                return _Butterfly(scratch[first_name], scratch[second_name], scratch["twiddle"], zero())
+                now = zero()
+                return _Butterfly(scratch[first_name], scratch[second_name], scratch["twiddle"], lambda: now)
 
             def weight(r):
                 """Zero for a row beyond the batch, in a tile that ends there."""

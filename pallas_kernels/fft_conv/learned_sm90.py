@@ -98,8 +98,8 @@ def forward(config: Config, shapes: Shapes):
                     zero = lax.shift_right_logical(step, shift_by)
                     mine = block.group + zero
                     tiles, staging = block.tile("u", mine), block.tile("staging", mine)
-                    there = _Butterfly(scratch["f1"], scratch["f2"], scratch["twiddle"], zero)
-                    back = _WayBack(scratch["f1_back"], scratch["f2_back"], scratch["twiddle"], zero)
+                    there = _Butterfly(scratch["f1"], scratch["f2"], scratch["twiddle"], lambda: zero)
+                    back = _WayBack(scratch["f1_back"], scratch["f2_back"], scratch["twiddle"], lambda: zero)
                     block.await_rows("u")
                     spectra = there.forward(tiles, then=lambda: fetch_rows(step + 1))
                     taps = complex_planes(scratch["spectrum"].at[slot], zero)
@@ -118,7 +118,7 @@ def forward(config: Config, shapes: Shapes):
     scratch = _scratch(config, shapes, ["u"], 1)
     scratch["barriers"]["tables"] = plgpu.Barrier(num_arrivals=2 * len(Tables._fields))
     scratch["f1"] = scratch["f1_back"] = matrices((2, N1, N1), dtype, columns=n2)
-    scratch["f2_back"] = scratch["f2"]
+    scratch["f2"] = scratch["f2_back"] = matrices((2, n2, 2 * n2), dtype, columns=n2)
     out = jax.ShapeDtypeStruct((shapes.batch, 1, shapes.features, shapes.length, n2), dtype)
     return _launch(learned_fft_conv_forward, schedule, scratch, out)
 

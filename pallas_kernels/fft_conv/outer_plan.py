@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
 from pallas_kernels.fft_conv.tables import block_scale
 
@@ -125,18 +126,15 @@ def radix_roots(plan: OuterPlan) -> jax.Array:
 
 
 def inner_tables(plan: OuterPlan, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """F1 of each row as re | im | -im, `(m, 3, 64, 64)`, F2 as -im | re | im side by side, and T `(m, 2, 64, 64)`.
-
-    The middle and one side of F2, `(64, 192)`, are what the real and the imaginary part of a row multiply.
-    """
+    """F1 of each row as re | im | -im, `(m, 3, 64, 64)`, the `column_dft.blocks` of F2, and T `(m, 2, 64, 64)`."""
     shift = ((_order(plan) + 0.25) / plan.rows)[:, None, None]
     p, a = jnp.arange(N1)[:, None], jnp.arange(N1)
     scale = block_scale(Config(TILE)) ** 0.5
     f1_re, f1_im = (scale * part for part in _roots(p * a % N1 / N1 + shift * a / N1))
-    f2_re, f2_im = (scale * part for part in _roots(p * a % N1 / N1))
-    t = _roots(p * a / BLOCK + shift * a / BLOCK)
+    f2 = [column_dft.in_order(scale * part) for part in _roots(p * a % N1 / N1)]
+    t = [column_dft.twiddle_in_order(part) for part in _roots(p * a / BLOCK + shift * a / BLOCK)]
     f1 = jnp.stack([f1_re, f1_im, -f1_im], 1)
-    return f1.astype(dtype), jnp.concatenate([-f2_im, f2_re, f2_im], 1).astype(dtype), jnp.stack(t, 1).astype(dtype)
+    return f1.astype(dtype), column_dft.blocks(*f2).astype(dtype), jnp.stack(t, 1).astype(dtype)
 
 
 def spectrum_scale(plan: OuterPlan) -> float:

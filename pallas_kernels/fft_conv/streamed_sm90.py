@@ -16,10 +16,11 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.fft_conv.blocked_sm90 import Shapes, _FreshZeros, _Schedule
+from pallas_kernels.fft_conv import column_dft
+from pallas_kernels.fft_conv.blocked_sm90 import Shapes, _Schedule, load_tables, put
 from pallas_kernels.fft_conv.config import N1, TILE
-from pallas_kernels.fft_conv.kernel_sm90 import _float, _gated, _times
-from pallas_kernels.fft_conv.mosaic import CHUNK, complex_planes, load, matrices, sums_of_products
+from pallas_kernels.fft_conv.kernel_sm90 import ByColumns, _float, _gated
+from pallas_kernels.fft_conv.mosaic import CHUNK, load, matrices
 
 GROUPS = 4
 MAX_BLOCKS = 2 * GROUPS
@@ -117,9 +118,7 @@ def forward(shapes: Shapes):
 
         @pl.when(group == 0)
         def _():
-            for name, table in (("f1", f1), ("f2", f2), ("twiddle", twiddle)):
-                for plane in range(2):
-                    plgpu.copy_gmem_to_smem(table.at[plane], scratch[name].at[plane], barriers["tables"])
+            load_tables(f1, f2, twiddle, scratch)
 
         plgpu.barrier_wait(barriers["tables"])
 
@@ -145,19 +144,13 @@ def forward(shapes: Shapes):
                         x[...] = _gated(load(x), gate_in_ring(fresh(second)), dtype)
                         plgpu.commit_smem()
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last results have left the slots
-                    a = sums_of_products(*([(f1, x)] for f1 in complex_planes(scratch["f1"], fresh(second))))
-                    b = _times(a, complex_planes(scratch["twiddle"], fresh(second)), dtype)
+                    chain = ByColumns.over(scratch, functools.partial(fresh, second))
+                    (a,) = chain.first([x])
                     plgpu.commit_smem()  # the whole warpgroup has read x, which its spectrum replaces
 
                     next_gate = functools.partial(fetch_gate, step, 1, pre_gate, shapes.pre_gates, fresh(second))
                     pl.when(second == 0)(next_gate)
-
-                    @pl.loop(0, 2)  # one plane after the other: both, B and the rest need more than 128 registers
-                    def _(plane):
-                        columns = pl.ds(pl.multiple_of(plane * TILE, TILE), TILE)
-                        top, bottom = complex_planes(scratch["f2"].at[:, :, columns], fresh(second))
-                        (part,) = sums_of_products([(b[0], top), (b[1], bottom)])
-                        slot(second, fresh(second)).at[plane][...] = part.astype(dtype)
+                    put(chain.second([a]), lambda: slot(second, fresh(second)), dtype)
 
             def columns_of(j, plane):
                 """This warpgroup's columns of a spectrum."""
@@ -206,8 +199,8 @@ def forward(shapes: Shapes):
                 def _():
                     mine = slot(second, fresh(second))
                     planes = load(mine.at[0]), load(mine.at[1])
-                    butterfly = _FreshZeros(scratch, functools.partial(fresh, second))
-                    (y,) = butterfly.inverse([planes], [slot(second, fresh(second))])
+                    chain = ByColumns.over(scratch, functools.partial(fresh, second))
+                    (y,) = chain.inverse([planes], [slot(second, fresh(second))])
                     zero = fresh(second)
                     mine = slot(second, zero)
                     if shapes.post_gates:
@@ -253,12 +246,12 @@ def forward(shapes: Shapes):
 
     scratch = {
         "f1": matrices((2, N1, N1), dtype, columns=CHUNK),
-        "f2": matrices((2, TILE, 2 * TILE), dtype, columns=TILE),
+        "f2": matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
         "twiddle": matrices((2, N1, TILE), dtype, columns=CHUNK),
         "slots": matrices((MAX_BLOCKS, 2, N1, TILE), dtype, columns=CHUNK),
         "ring": matrices((GROUPS * _RING, N1, CHUNK), dtype),
         "barriers": {
-            "tables": plgpu.Barrier(num_arrivals=6),
+            "tables": plgpu.Barrier(num_arrivals=5),
             "ring": plgpu.Barrier(num_arrivals=1, num_barriers=GROUPS * _RING),
             "all": plgpu.Barrier(num_arrivals=GROUPS, num_barriers=1),
             "u": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS),

@@ -11,15 +11,16 @@ imaginary part that nobody reads. The quarter turn costs nothing. It shifts the 
     T[k1, n2]  = exp(-2 pi i (k1 + 1/4) n2 / n)
     F2[n2, k2] = exp(-2 pi i n2 k2 / n2')
 
-A spectrum is a (64, n2') matrix with frequency k1 + 64 k2 at [k1, k2]: the taps' spectrum is permuted so once, and
-nothing else ever is. Blocks are scaled by powers of two near 1/sqrt(their size), so that float16 intermediates stay in
-the range of the input; the spectrum of the taps makes up the rest of 1/n.
+A spectrum is a (64, n2') matrix with frequency k1 + 64 k2 at [k1, k2], from 32 columns on in the order of `column_dft`:
+the taps' spectrum is permuted so once, and nothing else ever is. Blocks are scaled by powers of two near 1/sqrt(their
+size), so that float16 intermediates stay in the range of the input; the spectrum of the taps makes up the rest of 1/n.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import N1, Config
 
 
@@ -33,10 +34,15 @@ def block_scale(config: Config) -> float:
 
 
 def dft_tables(config: Config, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """F1 and its transpose, `(re | im | re | im, 64, 64)`; F2 in real form, `(2, n2, re | im k2)`; T, `(2, k1, n2)`."""
+    """F1 and its transpose, `(re | im | re | im, 64, 64)`; F2 in real form, `(2, n2, re | im k2)`; T, `(2, k1, n2)`.
+
+    What the transform of the taps reads; `convolution_tables` makes what the convolution does.
+    """
     k1, n2 = np.arange(N1)[:, None] + 0.25, np.arange(config.n2)
     f1 = np.exp(-2j * np.pi * (k1 * np.arange(N1) / N1 % 1)) * _scale(N1)
     f2 = np.exp(-2j * np.pi * (np.outer(n2, n2) % config.n2 / config.n2)) * _scale(config.n2)
+    if config.n2 in column_dft.POINTS:
+        f2 = column_dft.in_order(f2)
     t = np.exp(-2j * np.pi * k1 * n2 / config.points)
 
     def planes(z):
@@ -44,6 +50,13 @@ def dft_tables(config: Config, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
 
     real_form = np.stack([np.concatenate([f2.real, f2.imag], 1), np.concatenate([-f2.imag, f2.real], 1)])
     return jnp.concatenate([planes(f1), planes(f1.T)]), jnp.asarray(real_form, dtype), planes(t)
+
+
+def convolution_tables(f1, f2, twiddle):
+    """The tables of the convolution kernels from those of `dft_tables`: `column_dft` has its own."""
+    if twiddle.shape[-1] not in column_dft.POINTS:
+        return f1, f2, twiddle
+    return f1, column_dft.blocks(*jnp.split(f2[0], 2, 1)), column_dft.twiddle_in_order(twiddle)
 
 
 def twist(points: int) -> jax.Array:
@@ -72,6 +85,8 @@ def tap_spectra(taps: jax.Array, config: Config, *, before: bool) -> jax.Array:
     earlier = blocks[:, :-1] if before else jnp.pad(blocks[:, :-1], [(0, 0), (1, 0), (0, 0)])
     spectra = blocks[:, int(before) :] + 1j * earlier
     spectra = spectra.reshape(*spectra.shape[:2], config.n2, N1).swapaxes(-1, -2)
+    if config.n2 in column_dft.POINTS:
+        spectra = column_dft.in_order(spectra)
     return jnp.stack([spectra.real, spectra.imag], -3)
 
 

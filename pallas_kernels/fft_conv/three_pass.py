@@ -138,8 +138,7 @@ def _inner_shapes(z, spectra, **options):
 
 
 def _inner_operands(plan, dtype):
-    f1, f2, twiddle = inner_tables(plan, dtype)
-    return f1, f2[None], twiddle
+    return inner_tables(plan, dtype)
 
 
 def _split(x, gate, plan: OuterPlan):

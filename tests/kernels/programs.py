@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.fft_conv import (
     blocked_sm90,
+    column_dft,
     inner_sm90,
     inner_transform_sm90,
     kernel_sm90,
@@ -25,7 +26,7 @@ from pallas_kernels.fft_conv import (
 )
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config, Kernel
 from pallas_kernels.fft_conv.outer_plan import RADICES, OuterPlan
-from pallas_kernels.fft_conv.tables import dft_tables
+from pallas_kernels.fft_conv.tables import convolution_tables, dft_tables
 from pallas_kernels.fft_conv.tuned import configuration
 
 DTYPES = ("bfloat16", "float16")
@@ -64,7 +65,7 @@ class Program:
 
 
 def _tables(config, dtype):
-    return jax.eval_shape(lambda: (*dft_tables(config, dtype), jnp.zeros(1, jnp.int32)))
+    return jax.eval_shape(lambda: (*convolution_tables(*dft_tables(config, dtype)), jnp.zeros(1, jnp.int32)))
 
 
 def _shapes(program: Program, channels: int, gated: bool) -> kernel_sm90.Shapes:
@@ -156,7 +157,7 @@ def _inner_operands(program: Program, warpgroups: int):
     dtype, rows = jnp.dtype(program.dtype), program.config.plan.rows
     shapes = inner_sm90.Shapes(16 - program.options, 1, FEATURES, rows, dtype, warpgroups=warpgroups)
     spectrum = jax.ShapeDtypeStruct((FEATURES, 1, rows, 2, N1, TILE), dtype)
-    tables = [(rows, 3, N1, N1), (1, TILE, 3 * TILE), (rows, 2, N1, TILE)]
+    tables = [(rows, 3, N1, N1), column_dft.blocks_shape(TILE), (rows, 2, N1, TILE)]
     tables = [jax.ShapeDtypeStruct(shape, dtype) for shape in tables]
     return shapes, (spectrum, *tables, jax.ShapeDtypeStruct((1,), jnp.int32))
 
@@ -218,7 +219,7 @@ def _spectrum(program: Program):
     def transform(taps, *tables):
         return spectrum_sm90.tap_spectra(taps, config, jnp.dtype(program.dtype), *tables, before=options)
 
-    return transform, (taps, *_tables(config, jnp.float32))
+    return transform, (taps, *jax.eval_shape(lambda: (*dft_tables(config, jnp.float32), jnp.zeros(1, jnp.int32))))
 
 
 @dataclasses.dataclass(frozen=True)

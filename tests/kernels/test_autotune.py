@@ -140,7 +140,7 @@ def test_a_dry_run_lists_every_candidate(capsys):
             f"backward, L = 4096, float16: {config.warpgroups} warpgroups, {config.spectrum_slots} slots"
             for config in candidates(Kernel.BACKWARD, 64)
         ),
-        "5 configurations of 1 kernels, sizes and dtypes",
+        "6 configurations of 1 kernels, sizes and dtypes",
     ]
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.fft_conv import api, blocked_sm90, kernel_sm90, spectrum_sm90
+from pallas_kernels.fft_conv import api, blocked_sm90, column_dft, kernel_sm90, spectrum_sm90
 from pallas_kernels.fft_conv.config import N1, Config
 from pallas_kernels.fft_conv.tables import dft_tables
 from tests.kernels.interpreter import interpreted
@@ -138,8 +138,22 @@ def _previous_lag(xs, gs, lag, correlations=blocked_sm90._block_correlations):
     return correlations(xs, gs, lag - 1)
 
 
+def _turned_the_other_way(z, radix_4=column_dft._radix_4):
+    first, second, third, fourth = radix_4(z)
+    return [first, fourth, third, second]
+
+
+def _there_both_ways(table, zero, back, half=column_dft.half):
+    return half(table, zero, False)
+
+
+def _of_the_other_piece(planes, piece, twiddles=column_dft._twiddles):
+    return twiddles(planes, 1 - piece)
+
+
 PLAIN = Case(256, 256, batch=(1,), features=1)
 GATED = Case(256, 256, pre_gate=True, batch=(1,), features=1)
+WIDE = Case(3000, 3000, batch=(1,), features=1)
 BLOCKS = Case(4100, 4100, batch=(1,), features=1)
 BOTH_SIDES = Case(256, 256, bidirectional=True, batch=(1,), features=1)
 
@@ -160,6 +174,10 @@ STEPS = {
         [(kernel_sm90._Butterfly, "inverse", _inverse_with(kernel_sm90._times))],
     ),
     "last product": ("y", PLAIN, [(kernel_sm90._Butterfly, "_first_block", _minus_on_the_way_back)]),
+    "radix-4 step": ("y", WIDE, [(column_dft, "_radix_4", _turned_the_other_way)]),
+    "blocks of 16 points on the way back": ("y", WIDE, [(column_dft, "half", _there_both_ways)]),
+    "order of the twiddles of 64 columns": ("y", WIDE, [(column_dft, "_twiddles", _of_the_other_piece)]),
+    "order of the frequencies of 64 columns": ("y", WIDE, [(column_dft, "in_order", lambda spectrum: spectrum)]),
     "twiddle of the taps": ("y", PLAIN, [(spectrum_sm90, "_times_split", _split_times_conjugate)]),
     "place of the reverse taps": ("y", BOTH_SIDES, [(api, "_place", _reverse_taps_with_minus)]),
     "gate": ("y", GATED, [(kernel_sm90, "_gated", _negative(kernel_sm90._gated))]),
@@ -170,7 +188,7 @@ STEPS = {
     "products of blocks for the taps": ("kernel", BLOCKS, [(blocked_sm90, "_block_correlations", _previous_lag)]),
     "transform of the gradient of the taps": ("kernel", PLAIN, [(api, "tap_cotangent", _negative(api.tap_cotangent))]),
 }
-FAST = ("conjugate of the product with the taps", "last product", "product of the spectra of u and g")
+FAST = ("conjugate of the product with the taps", "last product", "radix-4 step", "product of the spectra of u and g")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,165 @@
+"""DFTs along the columns, of n = 16 r points: one step of radix r in registers, then 16 points on the tensor cores.
+
+With b = 16 b1 + b0 and k = k0 + r k1, r = 2 or 4,
+
+    sum over b of exp(-2 pi i b k / n) z[b]
+        = sum over b0 of F_k0[b0, k1] (sum over b1 of exp(-2 pi i b1 k0 / r) z[16 b1 + b0])
+    F_k0[b0, k1] = exp(-2 pi i b0 (k0 + r k1) / n)
+
+The inner sum takes additions alone, and in the layout of the tensor cores' results all of its terms belong to one
+thread. Each F_k0 is a block of 16 complex points, so that there are an r-th of the products of a whole block of n, and
+of what they read from shared memory. Frequencies stay where they come out, in the order (k0, k1), those of the taps'
+spectrum too. The way back has the same steps in the opposite order, with the transposed blocks.
+
+The twiddle factors beside it are kept in the order (b0 // 8, b1, b0 % 8), in which pieces of 8 columns take them.
+"""
+
+import itertools
+
+import jax
+import jax.experimental.pallas as pl
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, load, sums_of_products
+
+POINTS = (32, 64)
+_STEP = 8
+PAIR = 2
+"""Products at once: of more, kernels of 128 registers have none left to issue them one after the other."""
+
+
+def blocks_shape(points: int) -> tuple[int, int, int]:
+    """Of the table that `blocks` makes, 8 or 16 KB; a matrix of all points has 8 or 32.
+
+    Example:
+      >>> blocks_shape(64)
+      (1, 256, 32)
+    """
+    return 1, 4 * points, 2 * CHUNK
+
+
+def in_order(spectrum):
+    """A spectrum `(..., n)`, by k, in the order in which frequencies are kept."""
+    return spectrum.reshape(*spectrum.shape[:-1], CHUNK, -1).swapaxes(-1, -2).reshape(spectrum.shape)
+
+
+def twiddle_in_order(twiddle):
+    """Twiddle factors `(..., n)` in the order in which they are taken."""
+    cut = twiddle.reshape(*twiddle.shape[:-1], -1, CHUNK // _STEP, _STEP)
+    return cut.swapaxes(-3, -2).reshape(twiddle.shape)
+
+
+def blocks(re, im) -> jax.Array:
+    """The table of the F_k0 in real form: there and back, k0, then rows of real and of imaginary parts.
+
+    Args:
+      re: real part of the DFT matrix, `(n, n)`, whose columns are `in_order`.
+      im: imaginary part.
+    """
+    points = re.shape[-1]
+    re, im = (part[:CHUNK].reshape(CHUNK, -1, CHUNK).swapaxes(0, 1) for part in (re, im))
+
+    def real_form(re, im):
+        return jnp.concatenate([jnp.concatenate([re, im], 2), jnp.concatenate([-im, re], 2)], 1)
+
+    return jnp.concatenate([real_form(re, im), real_form(re.mT, im.mT)]).reshape(blocks_shape(points))
+
+
+def half(table, zero, back: bool):
+    """That part of the table, in shared memory."""
+    rows = table.shape[1] // 2
+    return table.at[zero, pl.ds(back * rows, rows)]
+
+
+def _radix_2(z):
+    """The sums over b1 of (-1)^(b1 k0) z[b1], for each k0, of pairs (re, im)."""
+    (a, b), (c, d) = z
+    return [(a + c, b + d), (a - c, b - d)]
+
+
+def _radix_4(z):
+    """The sums over b1 of (-i)^(b1 k0) z[b1], likewise."""
+    (a, b), (c, d), (e, f), (g, h) = z
+    (p, q), (r, s) = (a + e, b + f), (a - e, b - f)
+    (t, u), (v, w) = (c + g, d + h), (c - g, d - h)
+    return [(p + t, q + u), (r + w, s - v), (p - t, q - u), (r - w, s + v)]
+
+
+def _radix(z):
+    return _radix_2(z) if len(z) == 2 else _radix_4(z)
+
+
+def _twiddles(planes, piece: int):
+    """Those of columns 16 b1 + 8 piece and the seven next, for each b1."""
+    width = planes[0].shape[-1] // 2
+    places = range(piece * width, (piece + 1) * width, CHUNK)
+    wide = [[load(part.at[:, pl.ds(at, CHUNK)]) for part in planes] for at in places]
+    return [tuple(part[:, i : i + _STEP].astype(F32) for part in both) for both in wide for i in (0, _STEP)]
+
+
+def _products(zs, table, together: int):
+    """For each z and k0 its columns of z times its block, `(64, 16)` pairs, so many at once."""
+    sums = []
+    for z in zs:
+        for at in range(0, z[0].shape[1], CHUNK):
+            rows = (pl.ds(2 * at + p * CHUNK, CHUNK) for p in (0, 1))
+            sums.append([(part[:, at : at + CHUNK], table.at[these]) for part, these in zip(z, rows, strict=True)])
+    for first in range(0, len(sums), together):
+        for both in sums_of_products(*sums[first : first + together]):
+            yield both[:, :CHUNK], both[:, CHUNK:]
+
+
+def _side_by_side(pieces):
+    """Pieces of 8 columns, `[b0 // 8][16 columns][part]`, as two matrices."""
+    radix = len(pieces[0])
+    return tuple(lax.concatenate([half[at][part] for at in range(radix) for half in pieces], 1) for part in (0, 1))
+
+
+def there(zs, twiddle, table, dtype, together: int = PAIR):
+    """Yields the transform of z T, for each z and k0 `(64, 16)` pairs in float32, as z is.
+
+    The table is the first half of `blocks`.
+    """
+    yield from _products([_turned(z, twiddle, dtype) for z in zs], table, together)
+
+
+def _turned(z, twiddle, dtype):
+    """Z T after the step in registers."""
+    pieces = []
+    for piece in range(CHUNK // _STEP):
+        turned = []
+        for b1, (c, d) in enumerate(_twiddles(twiddle, piece)):
+            a, b = (part[:, CHUNK * b1 + _STEP * piece :][:, :_STEP] for part in z)
+            turned.append((a * c - b * d, a * d + b * c))
+        pieces.append([tuple(part.astype(dtype) for part in both) for both in _radix(turned)])
+    return _side_by_side(pieces)
+
+
+def back(zs, twiddle, table, dtype, together: int = PAIR):
+    """Yields conj(z' T) of the transform z' of each z, whose columns are frequencies.
+
+    The table is the second half of `blocks`.
+    """
+    for sums in _of_each(zs, _products(zs, table, together)):
+        pieces = []
+        for piece in range(CHUNK // _STEP):
+            columns = slice(_STEP * piece, _STEP * (piece + 1))
+            results = _radix([tuple(part[:, columns] for part in both) for both in sums])
+            turned = zip(results, _twiddles(twiddle, piece), strict=True)
+            pieces.append(
+                [((a * c - b * d).astype(dtype), (-(a * d) - b * c).astype(dtype)) for (a, b), (c, d) in turned]
+            )
+        yield _side_by_side(pieces)
+
+
+def joined(zs, parts):
+    """What `there` yields, for each z two matrices `(64, n)`."""
+    for of_one in _of_each(zs, parts):
+        yield tuple(lax.concatenate(list(part), 1) for part in zip(*of_one, strict=True))
+
+
+def _of_each(zs, parts):
+    """Those of each z, of parts that come one by one."""
+    for z in zs:
+        yield list(itertools.islice(parts, z[0].shape[1] // CHUNK))
