@@ -11,7 +11,9 @@ thread. Each F_k0 is a block of 16 complex points, so that there are an r-th of 
 of what they read from shared memory. Frequencies stay where they come out, in the order (k0, k1), those of the taps'
 spectrum too. The way back has the same steps in the opposite order, with the transposed blocks.
 
-The twiddle factors beside it are kept in the order (b0 // 8, b1, b0 % 8), in which pieces of 8 columns take them.
+The twiddle factors beside it are kept in the order (b0 // 8, b1, b0 % 8), in which pieces of 8 columns take them, and
+divided by r, for which the F_k0 make up: the sums of r terms are rounded to the 16 bits of the sequences, and would
+leave float16's range for sequences that are an r-th as large.
 """
 
 import itertools
@@ -45,20 +47,20 @@ def in_order(spectrum):
 
 
 def twiddle_in_order(twiddle):
-    """Twiddle factors `(..., n)` in the order in which they are taken."""
+    """Twiddle factors `(..., n)` over r, in the order in which they are taken."""
     cut = twiddle.reshape(*twiddle.shape[:-1], -1, CHUNK // _STEP, _STEP)
-    return cut.swapaxes(-3, -2).reshape(twiddle.shape)
+    return cut.swapaxes(-3, -2).reshape(twiddle.shape) / cut.shape[-3]
 
 
 def blocks(re, im) -> jax.Array:
-    """The table of the F_k0 in real form: there and back, k0, then rows of real and of imaginary parts.
+    """The table of r F_k0 in real form: there and back, k0, then rows of real and of imaginary parts.
 
     Args:
       re: real part of the DFT matrix, `(n, n)`, whose columns are `in_order`.
       im: imaginary part.
     """
     points = re.shape[-1]
-    re, im = (part[:CHUNK].reshape(CHUNK, -1, CHUNK).swapaxes(0, 1) for part in (re, im))
+    re, im = (part[:CHUNK].reshape(CHUNK, -1, CHUNK).swapaxes(0, 1) * (points // CHUNK) for part in (re, im))
 
     def real_form(re, im):
         return jnp.concatenate([jnp.concatenate([re, im], 2), jnp.concatenate([-im, re], 2)], 1)

@@ -56,6 +56,15 @@ def test_values_and_gradients(case, dtype):
     check(case, dtype)
 
 
+@pytest.mark.parametrize("length", [pytest.param(2000, marks=pytest.mark.slow), 3000])
+def test_large_constants_stay_in_the_range_of_float16(length):
+    """All of them meet in one frequency, whose intermediates are the largest there are, 7.2 times as large."""
+    u = jnp.full((1, 1, length), 8000.0, jnp.float16)
+    with interpreted():
+        y = jax.jit(fused)(u, jnp.full((1, 1), 0.1))
+    assert relative_error(y, 0.1 * np.asarray(u, np.float64)) < tolerance("float16")  # 3.7e-4
+
+
 RINGS = {
     # three features for two blocks, of which one has nothing left to do; three tiles for two warpgroups likewise
     "two-slots": (Config(16, 2, 2, blocks=2), Case(512, 512, batch=(9,), features=3)),
