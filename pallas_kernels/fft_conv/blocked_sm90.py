@@ -78,6 +78,7 @@ class Shapes:
     @property
     def most_lags(self) -> int:
         """Spectra of the taps that fit in shared memory: a convolution with more of them takes several launches."""
+        # Tables take 48 KB since F2 is cut into blocks of 16 points; a lag more in the rest has not been timed.
         tables, matrix = 64 * 1024, 2 * N1 * TILE
         rest = SHARED_MEMORY_BYTES - tables - matrix * (2 * self.teams * self.count + self.team * self.teams)
         return rest // (2 * matrix)

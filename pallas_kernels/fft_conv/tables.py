@@ -53,7 +53,7 @@ def dft_tables(config: Config, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def convolution_tables(f1, f2, twiddle):
-    """The tables of the convolution kernels from those of `dft_tables`: `column_dft` has its own."""
+    """The convolution kernels' tables from those of `dft_tables`, in the form of `column_dft` if that applies."""
     if twiddle.shape[-1] not in column_dft.POINTS:
         return f1, f2, twiddle
     return f1, column_dft.blocks(*jnp.split(f2[0], 2, 1)), column_dft.twiddle_in_order(twiddle)
