@@ -1,5 +1,6 @@
 """Work shared out to processes: its order, and how the processes end."""
 
+import functools
 import itertools
 import os
 import signal
@@ -69,3 +70,40 @@ def test_processes_end_with_a_parent_that_is_killed():
         while not ended(child) and time.monotonic() < deadline:
             time.sleep(0.05)
     assert ended(child)
+
+
+WORK = """
+import os, sys
+def imported(number):
+    return [name for name in ("heavy", "jax", "work") if name in sys.modules], os.environ.get("OMP_NUM_THREADS")
+"""
+
+HEAVY = """
+import sys
+import jax  # as the training runs do
+from experiments.common.processes import in_processes
+from work import imported
+
+if __name__ == "__main__":
+    specification = sys.modules["__main__"].__spec__
+    results = in_processes(imported, 1)
+    print(next(results), "jax" in sys.modules, sys.modules["__main__"].__spec__ is specification)
+    results.close()
+"""
+
+
+@pytest.mark.parametrize("way", [["-m", "heavy"], ["heavy.py"]])
+def test_processes_do_not_import_the_main_module(tmp_path, way):
+    (tmp_path / "work.py").write_text(WORK)
+    (tmp_path / "heavy.py").write_text(HEAVY)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    environment.pop("OMP_NUM_THREADS", None)
+    command = [sys.executable, *way]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert found.stdout == "(['work'], '1') True True\n"
+
+
+def test_a_function_of_the_main_module_is_refused(monkeypatch):
+    monkeypatch.setattr(process_id, "__module__", "__main__")
+    with pytest.raises(ValueError, match=r"function must be one of a module .* Define it in a file of its own\."):
+        in_processes(functools.partial(process_id), 1)
