@@ -80,13 +80,20 @@ class Record:
         """The record in a file.
 
         Raises:
-          ValueError: if the file is not a record.
+          ValueError: if the file cannot be read, or is not a record. It names the file.
         """
+        wrote = "a file that python -m experiments.benchmarks.convolution wrote"
         try:
             fields = json.loads(path.read_text())
-            return cls(**(fields | {"rows": [_row(row) for row in fields["rows"]]}))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a record of benchmarks: {error!r}.") from error
+            record = cls(**(fields | {"rows": [_row(row) for row in fields["rows"]]}))
+            record.versions["jax"]
+        except OSError as error:
+            raise ValueError(f"{path} must be {wrote}, and cannot be read ({error.strerror or error}).") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # of JSON, and of what else it can hold
+            raise ValueError(
+                f"{path} must be {wrote}; it is not a record of benchmarks ({type(error).__name__}: {error})."
+            ) from error
+        return record
 
 
 def speedups(row: Row, rows: list[Row]) -> tuple[float | None, float | None, str | None]:

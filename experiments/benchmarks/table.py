@@ -21,15 +21,31 @@ NOT_MEASURED = "not measured"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the tables."""
+    """Writes the tables; what is wrong with a file is one sentence, and the page stays as it was."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.table", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("records", type=Path, nargs="+", help="JSON files")
     parser.add_argument("--readme", type=Path, default=README, help="the file that holds the markers")
     settings = parser.parse_args(argv)
-    text = markdown([Record.read(path) for path in settings.records])
-    write_atomically(settings.readme, between_markers(settings.readme.read_text(), text))
+    try:
+        text = markdown([Record.read(path) for path in settings.records])
+        replace(settings.readme, text)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     print(f"wrote {settings.readme}")
+
+
+def replace(readme: Path, text: str) -> None:
+    """Puts the text between the markers of a file.
+
+    Raises:
+      ValueError: if it is not a file that can be read and written, or does not hold the markers.
+    """
+    try:
+        write_atomically(readme, between_markers(readme.read_text(), text))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"readme must be a page with the two markers; got {readme} ({reason}).") from error
 
 
 def between_markers(page: str, text: str) -> str:
@@ -39,7 +55,7 @@ def between_markers(page: str, text: str) -> str:
       ValueError: if the page does not hold each marker once, in their order.
     """
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"the page must hold {BEGIN} and then {END}, each once.")
+        raise ValueError(f"it must hold {BEGIN} and then {END}, each once")
     return f"{page.partition(BEGIN)[0]}{BEGIN}\n\n{text}\n\n{END}{page.partition(END)[2]}"
 
 

@@ -200,9 +200,44 @@ def test_a_record_survives_being_written(tmp_path):
     before = record(row("mosaic_gpu", 0.2, factors=(64, 16), errors={"y": 5e-3}, ms_quartiles=(0.19, 0.21)))
     before.write(tmp_path / "a.json")
     assert Record.read(tmp_path / "a.json") == before
-    (tmp_path / "b.json").write_text(json.dumps({"rows": 3}))
-    with pytest.raises(ValueError, match=r"b\.json is not a record"):
-        Record.read(tmp_path / "b.json")
+
+
+def test_files_that_are_no_records(tmp_path, capsys):
+    page = tmp_path / "README.md"
+    page.write_text(f"{table.BEGIN} old {table.END}")
+    whole = dataclasses.asdict(record(row("xla", 1.0)))
+    wrong = {
+        "missing.json": (None, "cannot be read (No such file or directory)."),
+        "words.json": ("words", "JSONDecodeError"),
+        "bytes.json": (b"\xff\xfe", "UnicodeDecodeError"),
+        "list.json": ("[1, 2]", "TypeError"),
+        "number.json": ('{"rows": 3}', "TypeError"),
+        "names.json": ('{"rows": ["xla"]}', "AttributeError"),
+        "bare.json": ('{"rows": []}', "TypeError"),
+        "other.json": (json.dumps(whole | {"rows": [{"task": "text"}]}), "TypeError"),
+        "old.json": (json.dumps(whole | {"versions": {}}), "KeyError"),
+    }
+    for name, (content, reason) in wrong.items():
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(SystemExit) as caught:
+            table.main([str(path), "--readme", str(page)])
+        sentence = caught.value.code
+        assert sentence.startswith(f"error: {path} must be a file that python -m experiments.benchmarks.convolution")
+        assert reason in sentence
+        assert "\n" not in sentence
+    assert page.read_text() == f"{table.BEGIN} old {table.END}"
+    assert capsys.readouterr().out == ""
+
+
+def test_pages_without_a_place_for_tables(tmp_path):
+    record(row("xla", 1.0)).write(tmp_path / "a.json")
+    (tmp_path / "bare.md").write_text("no markers")
+    for page, reason in (("bare.md", "it must hold .*, each once"), ("missing.md", "No such file or directory")):
+        expected = rf"^error: readme must be a page with the two markers; got .*{page} \({reason}\)\.$"
+        with pytest.raises(SystemExit, match=expected):
+            table.main([str(tmp_path / "a.json"), "--readme", str(tmp_path / page)])
 
 
 def test_table_prefers_the_latest_and_names_its_sources():
@@ -234,8 +269,6 @@ def test_table_goes_between_its_markers(tmp_path):
     assert page.read_text().endswith(" after")
     assert "| 1,024 | not measured | **1,234** |" in page.read_text()
     assert " old " not in page.read_text()
-    with pytest.raises(ValueError, match="each once"):
-        table.between_markers("no markers", "")
 
 
 def test_committed_results_are_in_the_readme():
