@@ -1,5 +1,6 @@
 """What comparisons of several models have in common: their command, and a table as a part of a page."""
 
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,8 +34,7 @@ def main[Options](
     try:
         chosen, others = tyro.cli(options, args=arguments, prog=prog, return_unknown_args=True, add_help=False)
         command = parse(recipes, prog, others)
-        if command.sweep is not None or command.profile_steps is not None:
-            raise ValueError("sweep and profile_steps must not be given to a comparison.")
+        check_options(command)
         compare(command, chosen, command.workdir or Path("reports") / f"compare-{command.task}-{command.preset}")
     except (RunError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
@@ -42,6 +42,25 @@ def main[Options](
         raise SystemExit("interrupted. The same command goes on.") from None
     except OSError as error:
         raise SystemExit(f"error: {error}. What was measured so far is in the folder of the comparison.") from error
+
+
+def check_options(command: Command) -> None:
+    """Refuses the options of a single run.
+
+    Raises:
+      RunError: naming one, and what to do instead.
+    """
+    train = "train the models one by one with the train command of the task"
+    without = {
+        "sweep": "A sweep is a command of its own, the train command of the task.",
+        "profile_steps": f"To profile models, {train}.",
+    }
+    for name in ("coordinator", "num_processes", "process_id"):
+        without[f"distributed.{name}"] = f"A comparison is of one process and all of its devices; for more, {train}."
+    for name, instead in without.items():
+        value = operator.attrgetter(name)(command)
+        if value is not None:
+            raise RunError(f"{name} must not be given to a comparison; got {value}. {instead}")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

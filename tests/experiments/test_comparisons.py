@@ -69,13 +69,26 @@ def test_a_model_that_no_step_can_be_compiled_for_says_why(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--sweep", "regularization"), "sweep and profile_steps must not be given to a comparison"),
+        (
+            ("--sweep", "regularization"),
+            "sweep must not be given to a comparison; got regularization. A sweep is a command",
+        ),
+        (("--profile-steps", "1", "2"), r"profile_steps must not be given to a comparison; got \(1, 2\). To profile"),
+        (
+            ("--distributed.coordinator", "a:1", "--distributed.num-processes", "2", "--distributed.process-id", "0"),
+            (
+                "distributed.coordinator must not be given to a comparison; got a:1. A comparison is of one process "
+                "and all of its devices; for more, train the models one by one with the train command of the task.$"
+            ),
+        ),
+        (("--distributed.process-id", "0"), "distributed.process_id must not be given to a comparison; got 0"),
         (("--preset", "huge"), "unknown preset huge"),
     ],
 )
 def test_comparisons_that_cannot_be(tmp_path, monkeypatch, arguments, message):
     with pytest.raises(SystemExit, match=f"^error: {message}"):
         run_compare(monkeypatch, *arguments, "--workdir", tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
