@@ -175,6 +175,8 @@ def start_processes(command: Command) -> None:
         raise RunError(
             "workdir must be given in a run of several processes, one folder that all of them see; got None."
         )
+    # Otherwise JAX takes SIGTERM for a notice that something worse will follow, and the process goes on.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(distributed.coordinator, distributed.num_processes, distributed.process_id)
     except (ValueError, IndexError, RuntimeError) as error:  # each for another option

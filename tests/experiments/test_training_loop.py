@@ -174,6 +174,24 @@ def test_two_processes_agree_with_one(finished, toy_process, tmp_path):
     assert (described["starts"][0]["process_count"], described["starts"][0]["device_count"]) == (2, 2)
 
 
+@pytest.mark.slow
+def test_a_process_of_several_can_be_asked_to_end(toy_process, tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        coordinator = f"localhost:{listener.getsockname()[1]}"
+    options = ["--distributed.coordinator", coordinator, "--distributed.num-processes", "1"]
+    options += ["--distributed.process-id", "0", "--steps", "1000000"]
+    with toy_process(tmp_path / "run", *options) as process:
+        try:
+            deadline = time.monotonic() + 100
+            while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            process.terminate()
+            assert process.wait(30) == -signal.SIGTERM
+        finally:
+            process.kill()
+
+
 def test_each_process_reads_its_own_rows_alone(monkeypatch):
     read = []
 
