@@ -63,11 +63,14 @@ def variants(recipe: ClassifierRecipe, models: tuple[Architecture, ...]) -> dict
 def compared(runs: Mapping[str, Run], failed: Mapping[str, str]) -> list[dict[str, Any]]:
     """What was measured of each model; None where it was not, with `failed` as the reason."""
     rows = []
+    all_scores = {name: run.scores() for name, run in runs.items()}
+    # Some tasks have no validation split, and then there is nothing that could have been measured.
+    splits = ["validation", "test"] if any("validation" in scores for scores in all_scores.values()) else ["test"]
     for name, run in runs.items():
-        scores = run.scores()
+        scores = all_scores[name]
         peak, planned = run.memory()
         row: dict[str, Any] = {"model": name, "parameters": run.last_start.get("parameters")}
-        for split in ("validation", "test"):
+        for split in splits:
             row[f"{split}_{run.score}"] = scores[split][run.score] if split in scores else None
         row |= {
             "examples_per_second": run.examples_per_second(),

@@ -12,6 +12,7 @@ from experiments.lra.listops.recipe import SMOKE
 from experiments.lra.step_times import __main__ as step_times
 from experiments.lra.step_times import measure, table
 from experiments.lra.step_times.cases import cases
+from experiments.report.runs import read
 from pallas_kernels.timing import Effort
 from tests.experiments.conftest import ROOT
 from tests.experiments.test_report import ROWS, workdir
@@ -58,6 +59,14 @@ def test_a_comparison_is_one_table(tmp_path, monkeypatch, capsys):
     assert "| long_conv | 50.00% | 43.21% | 129.0 | 3.00 | 1,234 | not measured | 0.01, 0.01 |" in page
     assert "| s5, the training loss is nan at step 3 |" in page
     assert "43.21%" in capsys.readouterr().out
+
+
+def test_a_task_without_a_validation_split_has_no_column_for_it(tmp_path):
+    rates = {"learning_rate": 0.01, "kernel_learning_rate": None}
+    workdir(tmp_path / "s5", rows=[row for row in ROWS if row["split"] != "validation"], **rates)
+    rows = compare.compared({"s5": read(tmp_path / "s5")}, {})
+    assert compare.header(rows[0])[:3] == ["model", "test accuracy", "examples/s"]
+    assert compare.cells(rows[0])[:2] == ["s5", "90.00%"]  # that of the last step
 
 
 def test_a_model_that_no_step_can_be_compiled_for_says_why(tmp_path, monkeypatch):
@@ -188,6 +197,7 @@ assert set(stand_ins.install()) == set(hidden)
 installed = True
 sys.meta_path.insert(0, sys.meta_path.pop())
 from experiments.lra.step_times.cases import cases
+from experiments.report.runs import read
 assert cases()["path256"].recipe.features == 256
 import grain
 assert "site-packages" not in str(grain.__spec__.origin)
