@@ -2,8 +2,9 @@
 
 With m = r h rows a product by the whole matrix would take 2 m / 3 FLOP a byte, of which there is time for 184. Instead
 the sums over r rows are done in registers and a product by h x h follows, or precedes them on the way back
-(`outer_plan`). The four warpgroups of a block share a panel of some columns of all rows: a warpgroup takes every fourth
-ka of the split; of the join every fourth ka first and, once all have met, every fourth a.
+(`outer_plan`). The four warpgroups of a block share a panel of some columns of all rows. Of the split a warpgroup takes
+every fourth ka and goes on to the next panel when it likes. Of the join it takes every fourth ka first and, once all
+have met, 16 columns of all sums or of half of them, so that a panel is read once or twice and not by all.
 """
 
 import dataclasses
@@ -189,8 +190,12 @@ def split(shapes: Shapes):
                         rows = pl.ds(pl.multiple_of(part * plan.rows + ka * height, 16), height)
                         plgpu.copy_smem_to_gmem(place[part].at[pl.ds(0, height)], out.at[sequence, rows, where])
 
-                plgpu.barrier_arrive(barriers["done"])  # all have read the panel
-                plgpu.barrier_wait(barriers["done"])
+                plgpu.barrier_arrive(barriers["done"])  # this warpgroup has read the panel
+
+                @pl.when(group == 0)
+                def _():
+                    plgpu.barrier_wait(barriers["done"])  # and so have the others
+
                 fetch(step + slots)
 
         plgpu.wait_smem_to_gmem(0)
@@ -215,6 +220,8 @@ def join(shapes: Shapes):
     radix, height, slots = plan.radix, plan.height, shapes.slots(True)
     panels = _Panels(shapes, join=True)
     columns = shapes.columns(True)
+    pieces = columns // CHUNK
+    outputs = radix * pieces // _GROUPS  # of a warpgroup, for 16 columns
 
     def fft_conv_outer_radix_join(w, f, factors, roots, out, scratch):
         group = lax.axis_index("warpgroup")
@@ -233,8 +240,8 @@ def join(shapes: Shapes):
                         plgpu.copy_gmem_to_smem(w.at[sequence, rows, where], target, barriers["panel"].at[slot])
 
         def meet():
-            plgpu.barrier_arrive(barriers["done"])
-            plgpu.barrier_wait(barriers["done"])
+            plgpu.barrier_arrive(barriers["met"])
+            plgpu.barrier_wait(barriers["met"])
 
         for ahead in range(slots):
             fetch(jnp.int32(ahead))
@@ -266,30 +273,31 @@ def join(shapes: Shapes):
                     for part, value in zip(place, by_columns(turned, *g), strict=True):
                         part[...] = value
 
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last results have left their places
                 meet()
 
-                outputs = radix // _GROUPS  # of a warpgroup, all at once: each panel is read once
+                mine = pl.ds(pl.multiple_of(lax.rem(group, pieces) * CHUNK, CHUNK), CHUNK)
+                first = group // pieces * outputs
 
                 def add(ka, ys):
                     def more(re, im, *ys):
                         """The real part of conj(root) e."""
                         re, im = re.astype(F32), im.astype(F32)
-                        places = [turn * _GROUPS + group for turn in range(outputs)]
                         return tuple(
-                            y + roots[ka, 0, a] * re + roots[ka, 1, a] * im for y, a in zip(ys, places, strict=True)
+                            y + roots[ka, 0, first + a] * re + roots[ka, 1, first + a] * im for a, y in enumerate(ys)
                         )
 
-                    return by_columns(more, *(scratch["panel"].at[slot, ka, part] for part in (0, 1)), *ys)
+                    return by_columns(more, *(scratch["panel"].at[slot, ka, part, :, mine] for part in (0, 1)), *ys)
 
-                for turn, y in enumerate(lax.fori_loop(0, radix, add, _zeros(outputs, columns))):
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
-                    scratch["y"].at[group][...] = y.astype(dtype)
-                    plgpu.commit_smem()
-                    rows = pl.ds(pl.multiple_of((turn * _GROUPS + group) * height, 16), height)
-                    plgpu.copy_smem_to_gmem(scratch["y"].at[group, pl.ds(0, height)], out.at[sequence, rows, where])
-
+                for a, y in enumerate(lax.fori_loop(0, radix, add, _zeros(outputs, CHUNK))):
+                    scratch["y"].at[first + a, :, mine][...] = y.astype(dtype)
+                plgpu.commit_smem()
                 meet()
                 fetch(step + slots)
+                for turn in range(radix // _GROUPS):
+                    a = turn * _GROUPS + group
+                    rows = pl.ds(pl.multiple_of(a * height, 16), height)
+                    plgpu.copy_smem_to_gmem(scratch["y"].at[a, pl.ds(0, height)], out.at[sequence, rows, where])
 
         plgpu.wait_smem_to_gmem(0)
 
@@ -297,11 +305,11 @@ def join(shapes: Shapes):
         "f": matrices((3, N1, N1), dtype, columns=CHUNK),
         "factors": plgpu.SMEM((radix, 2, N1), F32),
         "panel": matrices((slots, radix, 2, N1, columns), dtype, columns=CHUNK),
-        "y": matrices((_GROUPS, N1, columns), dtype),
+        "y": matrices((radix, N1, columns), dtype, columns=CHUNK),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=4),
             "panel": plgpu.Barrier(num_arrivals=2 * radix, num_barriers=slots),
-            "done": plgpu.Barrier(num_arrivals=_GROUPS),
+            "met": plgpu.Barrier(num_arrivals=_GROUPS),
         },
     }
     return _launch(fft_conv_outer_radix_join, panels, scratch, shapes.rows)
