@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import io
 import json
+import os
+import socket
+import subprocess
 import sys
 
 import jax
@@ -15,6 +18,7 @@ from experiments.common.errors import RunError
 from experiments.common.train import train
 from experiments.lra.listops.recipe import SMOKE
 from experiments.lra.train import RECIPES
+from tests.experiments.conftest import ROOT
 from tests.experiments.toy import Toy, rows_of
 
 
@@ -116,3 +120,42 @@ def test_a_whole_sweep(tmp_path, monkeypatch, capsys):
     assert "Nothing: all runs are finished and whole." in text
     described = json.loads((tmp_path / "geometric_decay-both" / "run.json").read_text())
     assert described["recipe"]["smooth_width"] == 7
+
+
+SWEEP_OF_TWO = """
+from experiments.common import command, several
+from experiments.lra.train import RECIPES
+
+whole = several.SWEEPS["regularization"]
+several.SWEEPS["regularization"] = lambda recipe: dict(list(whole(recipe).items())[::7])
+command.main(RECIPES, prog="sweep")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_sweep_together(compiled, tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        coordinator = f"localhost:{listener.getsockname()[1]}"
+    command = [sys.executable, "-c", SWEEP_OF_TWO, "--task", "listops", "--preset", "smoke", "--num-layers", "1"]
+    command += ["--sweep", "regularization", "--workdir", str(tmp_path / "sweep"), "--steps", "3"]
+    command += ["--distributed.coordinator", coordinator, "--distributed.num-processes", "2"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | {name.upper(): str(value) for name, value in compiled.items()}
+    options = {"cwd": ROOT, "env": environment, "stderr": subprocess.STDOUT, "text": True}
+    processes = [
+        subprocess.Popen([*command, "--distributed.process-id", str(number)], stdout=subprocess.PIPE, **options)
+        for number in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=250)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert ["2/2 geometric_decay-both" in output for output in outputs] == [True, False]
+    for name in ("random-none", "geometric_decay-both"):
+        (start,) = json.loads((tmp_path / "sweep" / name / "run.json").read_text())["starts"]
+        assert (start["process_count"], start["device_count"]) == (2, 2)
+        assert (tmp_path / "sweep" / name / "checkpoints" / "3").is_dir()
+    assert (tmp_path / "sweep" / "page" / "index.html").exists()
