@@ -25,6 +25,7 @@ from pallas_kernels.fft_conv.config import (
     forward_kernel,
     second_factor,
 )
+from pallas_kernels.fft_conv.lowering import lowered_once, traced_once
 from pallas_kernels.fft_conv.outer_plan import LONGEST, outer_plan
 from pallas_kernels.fft_conv.platform import on_cuda, varying_alike
 from pallas_kernels.fft_conv.reference import backward_reference, forward_reference, gated
@@ -229,7 +230,7 @@ def _run_forward(u, pre_gate, post_gate, taps, f1, f2, twiddle, shift, gates: tu
     )
     tables = f1, f2, twiddle
     spectrum = _spectra(u, taps, config, *tables, shift).reshape(features, -1, N1, n2)
-    kernel = kernel_sm90.forward(config, shapes)
+    kernel = lowered_once(kernel_sm90.forward, config, shapes)
     operands = (table.astype(u.dtype) for table in convolution_tables(*tables))
     return kernel(u, pre_gate, post_gate, spectrum, *operands, shift)
 
@@ -248,7 +249,7 @@ def _run_backward(u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift, gates
     )
     tables = f1, f2, twiddle
     spectrum = _spectra(u, taps, config, *tables, shift).reshape(-1, 2, N1, n2)
-    kernel = kernel_sm90.backward(config, shapes)
+    kernel = lowered_once(kernel_sm90.backward, config, shapes)
     operands = (table.astype(u.dtype) for table in convolution_tables(*tables))
     *shares, d_spectrum = kernel(u, pre_gate, post_gate, g, spectrum, *operands, shift)
     return *shares, _taps_cotangent(u, taps, config, d_spectrum)
@@ -258,7 +259,8 @@ def _spectra(u, taps, config, *tables):
     """`(D, C, lags, 2, 64, n2)` in the dtype of u."""
     _, ahead = _blocks(u, taps)
     flat = taps.reshape(-1, *taps.shape[2:])
-    spectra = spectrum_sm90.tap_spectra(flat, config, u.dtype, *tables, before=ahead)
+    kernel = traced_once(spectrum_sm90.tap_transform, config.n2, config.blocks, u.dtype, ahead)
+    spectra = kernel(flat, *tables)
     return spectra.reshape(*taps.shape[:2], *spectra.shape[1:])
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.fft_conv import blocked_sm90, streamed_sm90
 from pallas_kernels.fft_conv.config import MAX_BLOCKS
+from pallas_kernels.fft_conv.lowering import lowered_once
 from pallas_kernels.fft_conv.tables import convolution_tables
 
 
@@ -18,12 +19,13 @@ def forward(x, pre_gate, post_gate, spectra, lags: tuple[int, int], *tables):
     operands = x, *_present(x, pre_gate, post_gate)
     tables = _in_dtype(x.dtype, *tables)
     if shapes.count > MAX_BLOCKS:
-        return streamed_sm90.forward(shapes)(*operands, streamed_sm90.pieces(spectra), *tables)
+        return lowered_once(streamed_sm90.forward, shapes)(*operands, spectra, *tables)
     results = []
     for first in range(lags[0], lags[1] + 1, shapes.most_lags):
         some = first, min(first + shapes.most_lags - 1, lags[1])
         these = spectra[:, :, some[0] - lags[0] : some[1] - lags[0] + 1]
-        results.append(blocked_sm90.forward(dataclasses.replace(shapes, lags=some))(*operands, these, *tables))
+        kernel = lowered_once(blocked_sm90.forward, dataclasses.replace(shapes, lags=some))
+        results.append(kernel(*operands, these, *tables))
     if len(results) == 1:
         return results[0]
     return sum(result.astype(jnp.float32) for result in results).astype(x.dtype)
@@ -37,7 +39,7 @@ def backward(x, pre_gate, post_gate, g, spectra, lags: tuple[int, int], *tables)
     """
     shapes = _shapes(x, pre_gate, post_gate, spectra, lags)
     operands = x, g, *_present(x, pre_gate, post_gate)
-    kernel = blocked_sm90.backward(shapes)
+    kernel = lowered_once(blocked_sm90.backward, shapes)
     if shapes.dx_fits:
         d_x, d_spectra = kernel(*operands, spectra, *_in_dtype(x.dtype, *tables))
     else:

@@ -19,6 +19,7 @@ from pallas_kernels.fft_conv import learned_backward_sm90, learned_sm90, spectru
 from pallas_kernels.fft_conv.api import _axes, _needs_cuda_p
 from pallas_kernels.fft_conv.config import N1, Config
 from pallas_kernels.fft_conv.kernel_sm90 import Shapes
+from pallas_kernels.fft_conv.lowering import lowered_once, traced_once
 from pallas_kernels.fft_conv.platform import on_cuda, varying_alike
 from pallas_kernels.fft_conv.tables import _scale, block_scale, dft_tables
 
@@ -135,7 +136,7 @@ def _run_forward(u, taps, m, n, m_back, n_back, m_kernel, n_kernel, twiddle, shi
     batch, features, length, _ = u.shape
     spectrum = _spectra(taps, m_kernel, n_kernel, twiddle, shift, config, u.dtype)
     tables = m, _real_form(n), m_back.mT, _real_form(n_back.mT), twiddle
-    kernel = learned_sm90.forward(config, Shapes(batch, 1, features, length, u.dtype))
+    kernel = lowered_once(learned_sm90.forward, config, Shapes(batch, 1, features, length, u.dtype))
     return kernel(u, spectrum, *(table.astype(u.dtype) for table in tables), shift)[:, 0], spectrum
 
 
@@ -155,7 +156,7 @@ def _run_backward(u, g, taps, spectrum, m, n, m_back, n_back, m_kernel, n_kernel
             "own_back": _real_form(_adjoint(own[2])),
             "twiddle": twiddle,
         }
-        kernel = learned_backward_sm90.backward(backward_config(config, wanted), shapes, wanted)
+        kernel = lowered_once(learned_backward_sm90.backward, backward_config(config, wanted), shapes, wanted)
         in_dtype = (tables[name].astype(u.dtype) for name in wanted.tables)
         results = list(kernel(other[0], own[0], spectrum, shift, *in_dtype))
         if wanted.rows:
@@ -183,8 +184,8 @@ def backward_config(config: Config, wanted: learned_backward_sm90.Wanted) -> Con
 
 def _spectra(taps, m, n, twiddle, shift, config: Config, dtype):
     """`(D, 2, 64, n2)` in a 16-bit dtype."""
-    tables = m, _real_form(n), twiddle, shift
-    return spectrum_sm90.tap_spectra(taps[:, None], config, dtype, *tables, before=False)[:, 0]
+    kernel = traced_once(spectrum_sm90.tap_transform, config.n2, config.blocks, dtype, False)
+    return kernel(taps[:, None], m, _real_form(n), twiddle, shift)[:, 0]
 
 
 def cotangents_of_taps(taps, m, n, twiddle, d_spectrum, config: Config):

@@ -45,6 +45,12 @@ def tap_spectra(taps: jax.Array, config: Config, dtype, f1, f2, twiddle, shift, 
     return _kernel(config, halves.shape, dtype, before)(halves, *tables, shift)
 
 
+def tap_transform(n2: int, blocks: int, dtype, before: bool):
+    """`tap_spectra` as a function of arrays, which depends on no more of a configuration than these two numbers."""
+    config = Config(n2, blocks=blocks)
+    return lambda taps, *tables: tap_spectra(taps, config, dtype, *tables, before=before)
+
+
 def _kernel(config: Config, shape, dtype, before: bool):
     """The kernel (halves of the taps, f1, f2, twiddle) -> spectra; the tables' low halves follow their high ones.
 

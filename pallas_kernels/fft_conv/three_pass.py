@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.fft_conv import inner_sm90, inner_transform_sm90, outer_radix_sm90, outer_sm90
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE
+from pallas_kernels.fft_conv.lowering import lowered_once
 from pallas_kernels.fft_conv.outer_plan import (
     OuterPlan,
     inner_tables,
@@ -44,7 +45,7 @@ def backward(x, pre_gate, post_gate, g, taps, plan: OuterPlan, shift, *, before:
     """
     spectra = tap_spectra(taps, plan, x.dtype, shift, before=before)
     z, h = _split(x, pre_gate, plan), _split(g, post_gate, plan)
-    kernel = inner_sm90.backward(_inner_shapes(z, spectra, warpgroups=2))  # as many as have registers
+    kernel = lowered_once(inner_sm90.backward, _inner_shapes(z, spectra, warpgroups=2))  # as many as have registers
     w, d_spectra = kernel(_as_matrices(z), _as_matrices(h), spectra, *_inner_operands(plan, x.dtype), shift)
     d_x = _join(w, None, plan, x.shape[-2])
     d_post = None if post_gate is None else _convolve(z, g, spectra, plan, x.shape[-2], shift)
@@ -71,7 +72,7 @@ def tap_spectra(taps, plan: OuterPlan, dtype, shift, *, before: bool):
     z = _split(_placed(rows[..., half:, :], 0), None, plan)
     if before:
         z = _plus_i_times(z, _split(_placed(rows[..., :half, :], plan.rows - half), None, plan))
-    kernel = inner_transform_sm90.forward(_taps_shapes(z, plan), dtype)
+    kernel = lowered_once(inner_transform_sm90.forward, _taps_shapes(z, plan), dtype)
     tables = _inner_operands(plan, z.dtype)
     spectra = kernel(_as_matrices(z), size * spectrum_scale(plan), *tables, shift)
     return spectra.reshape(*taps.shape[:2], *spectra.shape[1:])
@@ -85,7 +86,7 @@ def tap_cotangent(d_spectra, blocks: int, plan: OuterPlan, shift, *, before: boo
     half = blocks // 2 if before else 0
     planes = d_spectra.reshape(-1, 1, 1, *d_spectra.shape[2:]).swapaxes(3, 4)
     rows, size = _normalized(planes.reshape(*planes.shape[:3], -1, N1, TILE))
-    kernel = inner_transform_sm90.inverse(_taps_shapes(rows, plan))
+    kernel = lowered_once(inner_transform_sm90.inverse, _taps_shapes(rows, plan))
     w = kernel(rows, *_inner_operands(plan, rows.dtype), shift)
 
     def lags(w, first, count):
@@ -123,7 +124,7 @@ def _taps_shapes(z, plan):
 
 
 def _convolve(z, post_gate, spectra, plan, rows, shift):
-    kernel = inner_sm90.forward(_inner_shapes(z, spectra))
+    kernel = lowered_once(inner_sm90.forward, _inner_shapes(z, spectra))
     return _join(kernel(_as_matrices(z), spectra, *_inner_operands(plan, z.dtype), shift), post_gate, plan, rows)
 
 
@@ -168,7 +169,7 @@ def _join(w, gate, plan: OuterPlan, rows: int):
 
 def _stage(shapes, x, gate, matrix):
     x, gate = (part if part is None else _as_matrices(part) for part in (x, gate))
-    result = outer_sm90.stage(shapes)(x, x if gate is None else gate, shapes.stacked(matrix))
+    result = lowered_once(outer_sm90.stage, shapes)(x, x if gate is None else gate, shapes.stacked(matrix))
     return result.reshape(*result.shape[:4], BLOCK)
 
 
@@ -178,5 +179,5 @@ def _radix_stage(kernel, x, plan: OuterPlan, rows: int):
     shapes = outer_radix_sm90.Shapes(flat.shape[0], rows, plan, x.dtype)
     f, factors = radix_tables(plan)
     roots = radix_roots(plan)
-    result = kernel(shapes)(flat, f.astype(x.dtype), factors, roots)
+    result = lowered_once(kernel, shapes)(flat, f.astype(x.dtype), factors, roots)
     return result.reshape(*x.shape[:3], *result.shape[1:])
