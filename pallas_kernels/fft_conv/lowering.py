@@ -2,7 +2,7 @@
 
 Mosaic infers the layouts of a kernel's values as it lowers it, and takes from half a second to half a minute for each.
 JAX does it again for every program, and under a sharded jit for every call, since the partitioner asks for each in a
-program of its own. The second time is not even sure to give the same code, which is then compiled anew as well.
+program of its own; and it numbers what comes out, which so is another kernel to the compiler every time.
 """
 
 import functools
