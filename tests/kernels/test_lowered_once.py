@@ -23,7 +23,7 @@ def scaled(factor: float, rows: int = 64):
     """A kernel that lowers in a moment."""
 
     def fft_conv_scaled(x, y):
-        y[...] = factor * x[...]
+        y[...] = factor * x[...].astype(jnp.float32)
 
     return plgpu.kernel(fft_conv_scaled, out_type=jax.ShapeDtypeStruct((rows, 128), jnp.float32))
 
@@ -58,8 +58,9 @@ def test_a_program_has_a_kernel_once_and_a_process_lowers_it_once(lowerings):
     [
         lambda x: lowered_once(scaled, 3.0)(x),
         lambda x: lowered_once(functools.partial(scaled, 2.0))(x),
+        lambda x: lowered_once(scaled, 2.0)(x.astype(jnp.bfloat16)),
     ],
-    ids=["arguments", "maker"],
+    ids=["arguments", "maker", "types"],
 )
 def test_another_kernel_is_lowered_too(lowerings, other):
     assert len(kernels(lowered(lambda x: thrice(x) + other(x), X))) == 2
