@@ -23,7 +23,8 @@ import jax.experimental.pallas as pl
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, load, sums_of_products
+from pallas_kernels.fft_conv.mosaic import CHUNK, load, sums_of_products
+from pallas_kernels.fft_conv.widening import widened
 
 POINTS = (32, 64)
 _STEP = 8
@@ -97,7 +98,7 @@ def _twiddles(planes, piece: int):
     width = planes[0].shape[-1] // 2
     places = range(piece * width, (piece + 1) * width, CHUNK)
     wide = [[load(part.at[:, pl.ds(at, CHUNK)]) for part in planes] for at in places]
-    return [tuple(part[:, i : i + _STEP].astype(F32) for part in both) for both in wide for i in (0, _STEP)]
+    return [tuple(widened(part[:, i : i + _STEP]) for part in both) for both in wide for i in (0, _STEP)]
 
 
 def _products(zs, table, together: int):

@@ -35,14 +35,15 @@ from jax import lax
 from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import N1, TILE, Config
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, complex_planes, load, matrices, sums_of_products
+from pallas_kernels.fft_conv.widening import widened
 
 
 def _float(*arrays):
-    return tuple(array.astype(F32) for array in arrays)
+    return tuple(map(widened, arrays))
 
 
 def _gated(x, gate, dtype):
-    (product,) = by_columns(lambda a, b: ((a.astype(F32) * b.astype(F32)).astype(dtype),), x, gate)
+    (product,) = by_columns(lambda a, b: ((widened(a) * widened(b)).astype(dtype),), x, gate)
     return product
 
 

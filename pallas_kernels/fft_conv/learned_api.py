@@ -15,9 +15,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Complex, Float
 
-from pallas_kernels.fft_conv import learned_backward_sm90, learned_sm90, spectrum_sm90
+from pallas_kernels.fft_conv import learned_backward_sm90, learned_paired_sm90, learned_sm90, spectrum_sm90
 from pallas_kernels.fft_conv.api import _axes, _needs_cuda_p
-from pallas_kernels.fft_conv.config import N1, Config
+from pallas_kernels.fft_conv.config import N1, TILE, Config
 from pallas_kernels.fft_conv.kernel_sm90 import Shapes
 from pallas_kernels.fft_conv.lowering import lowered_once, traced_once
 from pallas_kernels.fft_conv.platform import on_cuda, varying_alike
@@ -47,7 +47,7 @@ class Blocks(NamedTuple):
 def learned_fft_conv(
     u: Float[Array, "B D L"], taps: Float[Array, "D K"], blocks: Blocks, config: Config | None = None
 ) -> Float[Array, "B D L"]:
-    """The learned right-angle convolution on Hopper GPUs, one launch forward, two backward, three from 4096 points.
+    """The learned right-angle convolution on Hopper GPUs, one launch forward, two backward or one at 4096 points.
 
     `Y = Re V1 (conj(T) * (C * K) V2)` with `C = (T * F1 X) F2` of each row and K likewise of its taps. Products are of
     16-bit numbers with float32 sums. It has derivatives by u, the taps and every block, once; they save the arguments
@@ -143,11 +143,24 @@ def _run_forward(u, taps, m, n, m_back, n_back, m_kernel, n_kernel, twiddle, shi
 def _run_backward(u, g, taps, spectrum, m, n, m_back, n_back, m_kernel, n_kernel, twiddle, shift, config: Config):
     batch, features, length, n2 = u.shape
     shapes = Shapes(batch, 1, features, length, u.dtype)
-    of_u, of_g = (u, m, n), (g, m_back, n_back)
-    d_u = d_spectrum = None
-    cotangents = []
-    for wanted in learned_backward_sm90.launches(n2):
-        own, other = (of_u, of_g) if wanted.rows else (of_g, of_u)
+    if n2 == TILE:
+        tables = jnp.stack([m, m_back]), jnp.stack([n, n_back]), twiddle
+        kernel = lowered_once(learned_paired_sm90.backward, shapes, config.blocks)
+        d_u, *parts = kernel(u, g, spectrum, shift, *(table.astype(u.dtype) for table in tables))
+        d_m, d_n, d_spectrum = (part.sum(0) for part in parts)
+        cotangents = [d_m[0], d_n[0], d_m[1], d_n[1]]
+    else:
+        of_u, of_g = (u, m, n), (g, m_back, n_back)
+        d_u, d_spectrum, cotangents = _by_launches(shapes, of_u, of_g, spectrum, twiddle, shift, config)
+    d_taps, *of_taps = cotangents_of_taps(taps, m_kernel, n_kernel, twiddle, d_spectrum, config)
+    return d_u, d_taps, *cotangents, *of_taps
+
+
+def _by_launches(shapes, of_u, of_g, spectrum, twiddle, shift, config: Config):
+    """Cotangents of u, of the taps' spectra and of the blocks of u and g, by a launch for each."""
+    n2, dtype = config.n2, shapes.dtype
+    d_last, cotangents = [], []
+    for derives_u, own, other in ((True, of_u, of_g), (False, of_g, of_u)):
         tables = {
             "other_first": other[1],
             "other_second": _real_form(other[2]),
@@ -156,29 +169,24 @@ def _run_backward(u, g, taps, spectrum, m, n, m_back, n_back, m_kernel, n_kernel
             "own_back": _real_form(_adjoint(own[2])),
             "twiddle": twiddle,
         }
-        kernel = lowered_once(learned_backward_sm90.backward, backward_config(config, wanted), shapes, wanted)
-        in_dtype = (tables[name].astype(u.dtype) for name in wanted.tables)
-        results = list(kernel(other[0], own[0], spectrum, shift, *in_dtype))
-        if wanted.rows:
-            d_u = results.pop(0)
-        if wanted.blocks:
-            d_m, d_n = results.pop(0).sum(0), learned_backward_sm90.second_cotangent(results.pop(0), n2)
-            cotangents += [d_m, d_n]
-        if wanted.spectrum:
-            d_spectrum = results.pop(0).sum(0)
-    d_taps, *of_taps = cotangents_of_taps(taps, m_kernel, n_kernel, twiddle, d_spectrum, config)
-    return d_u, d_taps, *cotangents, *of_taps
+        kernel = lowered_once(learned_backward_sm90.backward, backward_config(config), shapes, derives_u)
+        in_dtype = (tables[name].astype(dtype) for name in learned_backward_sm90.tables(derives_u))
+        d_m, d_n, last = kernel(other[0], own[0], spectrum, shift, *in_dtype)
+        cotangents += [d_m.sum(0), learned_backward_sm90.second_cotangent(d_n, n2)]
+        d_last.append(last)
+    d_u, d_spectra = d_last
+    return d_u, d_spectra.sum(0), cotangents
 
 
-def backward_config(config: Config, wanted: learned_backward_sm90.Wanted) -> Config:
-    """That of a backward launch beside this forward one.
+def backward_config(config: Config) -> Config:
+    """That of the backward launches beside this forward one.
 
     Example:
-      >>> config = Config(64, warpgroups=4, blocks=8)
-      >>> backward_config(config, learned_backward_sm90.launches(64)[0])
-      Config(n2=64, warpgroups=2, spectrum_slots=1, blocks=8)
+      >>> config = Config(16, warpgroups=4, blocks=8)
+      >>> backward_config(config)
+      Config(n2=16, warpgroups=2, spectrum_slots=2, blocks=8)
     """
-    default = learned_backward_sm90.default_config(config.n2, wanted)
+    default = learned_backward_sm90.default_config(config.n2)
     return dataclasses.replace(default, warpgroups=min(default.warpgroups, config.warpgroups), blocks=config.blocks)
 
 

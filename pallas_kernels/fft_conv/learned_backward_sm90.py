@@ -1,4 +1,4 @@
-"""The backward kernel with learned blocks: cotangents of the sequences, of the taps' spectrum and of every block.
+"""The backward kernels with learned blocks: cotangents of the sequences, of the taps' spectrum and of every block.
 
 There are twiddles T, blocks F1, F2 on the way there and V2, V1 on the way back. A row s is transformed by two blocks,
 
@@ -12,25 +12,23 @@ serves both sequences. It calls `own` the one whose transform it derives and `ot
     A = conj(T) * (C N^H)               dM = sum A s^T          ds = Re M^H A          dK = sum conj(O) * S
 
 Sums over rows stay in registers, and each warpgroup writes its own when it is done. With both sequences in one launch
-they would be 208, 224 and 320 of a thread's 255 registers at n2 = 16, 32 and 64, and a tile's chain takes some 110. So
-one launch is for u, with its cotangent, and one for g, with that of K, as it has S; at n2 = 64 dK is a third launch.
-`registers` counts.
+they would be 208 or 224 of a thread's 255 registers at n2 = 16 and 32, and a tile's chain takes some 110. So one launch
+is for u, with its cotangent, and one for g, with that of K, as it has S: 96 registers each, or 112 and 128. At n2 = 64
+a pair of warpgroups has them in one launch (`learned_paired_sm90`).
 
-What a tile of 64 x 64 complex points takes, in products of real 64 x 64 matrices, at n2 = 16, 32 and 64:
+What a tile of 64 x 64 complex points takes, in products of real 64 x 64 matrices, at n2 = 16 and 32:
 
-    u: O, B and C N^H 6, 8, 12     dM 2     dN 2, 2, 4     ds 2         in all 12, 14, 20
-    g: O, B and C N^H 6, 8, 12     dM 2     dN 2, 2, 4     S 1, 2, -    in all 11, 14, 18     dK alone -, -, 12
+    u: O, B and C N^H 6, 8     dM 2     dN 2, 2     ds 2       in all 12, 14
+    g: O, B and C N^H 6, 8     dM 2     dN 2, 2     S 1, 2     in all 11, 14
 
-where the fixed backward kernel takes 9, 12 and 18 and either forward kernel 6, 8 and 12: forward and backward 29, 36
-and 62 to 15, 20 and 30. From memory come u and g twice, at n2 = 64 thrice, and du goes there: 5 or 7 sequences to the
-fixed kernel's 3.
+where the fixed backward kernel takes 9 and 12 with a dense second block and either forward kernel 6 and 8: forward and
+backward 29 and 36 to 15 and 20. From memory come u and g twice, and du goes there: 5 sequences to the fixed kernel's 3.
 
 dN sums over k1, the rows of a tile, so both factors come from shared memory, the left one transposed; the tensor cores
-want 64 of its columns, which are both parts of two rows (n2 = 16, whose products with each other are not read), of one
-(32), or one part (64). The other sums take their left factor from the registers that it was made in.
+want 64 of its columns, which are both parts of two rows (n2 = 16, whose products with each other are not read) or of
+one. The other sums take their left factor from the registers that it was made in.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -46,7 +44,6 @@ from pallas_kernels.fft_conv.kernel_sm90 import (
     _Butterfly,
     _correlate,
     _float,
-    _launch,
     _Schedule,
     _zeros,
 )
@@ -61,59 +58,25 @@ from pallas_kernels.fft_conv.mosaic import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What a launch gives.
-
-    Attributes:
-      blocks: dM and dN.
-      rows: ds, from which `own` is u and the spectrum counts as its conjugate.
-      spectrum: dK.
-    """
-
-    blocks: bool = True
-    rows: bool = False
-    spectrum: bool = False
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """Names of the tables that it takes, in order: M and N of both, N^H on the way back."""
-        ways = ("own_back",) * self.blocks + ("own_second",) * self.spectrum
-        return "other_first", "other_second", "own_first", *ways, "twiddle"
-
-
-def launches(n2: int) -> tuple[Wanted, ...]:
-    """Those that together give everything; the first is for u, the others for g.
+def tables(derives_u: bool) -> tuple[str, ...]:
+    """Names of those that a launch takes, in order: M and N of both sequences, N^H of its own on the way back.
 
     Example:
-      >>> len(launches(16)), len(launches(64))
-      (2, 3)
+      >>> tables(True)
+      ('other_first', 'other_second', 'own_first', 'own_back', 'twiddle')
     """
-    if n2 < TILE:
-        return Wanted(rows=True), Wanted(spectrum=True)
-    return Wanted(rows=True), Wanted(), Wanted(blocks=False, spectrum=True)
+    ways = ("own_back",) if derives_u else ("own_back", "own_second")
+    return "other_first", "other_second", "own_first", *ways, "twiddle"
 
 
-def registers(n2: int, wanted: Wanted) -> int:
-    """Of a thread, what holds sums from tile to tile.
+def default_config(n2: int, warpgroups: int | None = None) -> Config:
+    """Two warpgroups, of 255 registers each, and a second slot for spectra; n2 is 16 or 32.
 
     Example:
-      >>> [[registers(n2, wanted) for wanted in launches(n2)] for n2 in (16, 32, 64)]
-      [[96, 112], [96, 128], [128, 128, 64]]
-    """
-    square = N1 * N1 // 128
-    blocks = 2 * square + (2 if n2 == TILE else 1) * square
-    return wanted.blocks * blocks + wanted.spectrum * 2 * N1 * n2 // 128
-
-
-def default_config(n2: int, wanted: Wanted, warpgroups: int | None = None) -> Config:
-    """Two warpgroups, of 255 registers each; a second slot for spectra where shared memory has room.
-
-    Example:
-      >>> default_config(16, launches(16)[0])
+      >>> default_config(16)
       Config(n2=16, warpgroups=2, spectrum_slots=2, blocks=132)
     """
-    return Config(n2, warpgroups or 2, 1 if n2 == TILE else 2)
+    return Config(n2, warpgroups or 2, 2)
 
 
 def _by_conjugate(dtype, weight, a, b, c, d):
@@ -132,33 +95,29 @@ def _side_by_side(parts):
     return parts[0] if len(parts) == 1 else lax.concatenate(parts, 1)
 
 
-def backward(config: Config, shapes: Shapes, wanted: Wanted):
-    """The kernel (other, own, spectrum, [31], *tables) -> (ds, dM, dN, dK), those that are wanted.
+def backward(config: Config, shapes: Shapes, derives_u: bool):
+    """The kernel (other, own, spectrum, [31], *tables) -> (dM, dN, ds), or (dM, dN, dK) where own is g.
 
-    other, own and ds are `(B, D, length, n2)`, the spectrum of the taps `(D, 2, 64, n2)`. The results are partial sums
-    in float32: dM `(parts, re | im, 64, 64)`; dN as `second_cotangent` takes it; dK `(parts, D, 2, 64, n2)`.
+    other, own and ds are `(B, D, length, n2)`, the spectrum of the taps `(D, 2, 64, n2)`. The other results are partial
+    sums in float32: dM `(parts, re | im, 64, 64)`; dN as `second_cotangent` takes it; dK `(parts, D, 2, 64, n2)`.
 
     The tables, in the dtype of the sequences: first blocks `(re | im, 64, 64)` and second ones in real form,
-    `(2, n2, re | im k2)`, the twiddle `(re | im, 64, n2)`.
+    `(2, n2, re | im k2)`, the twiddle `(re | im, 64, n2)`. n2 is 16 or 32.
     """
     dtype, n2, groups = shapes.dtype, config.n2, config.warpgroups
+    names = tables(derives_u)
     schedule = _Schedule(config, shapes.batch, shapes.features)
-    wide = n2 == TILE
-    seconds = 2 if wide else 1
     partial_tiles = shapes.batch % config.rows != 0
-    weigh = _by_conjugate if wanted.rows else _by
+    weigh = _by_conjugate if derives_u else _by
 
-    results = {}
-    if wanted.rows:
-        results["rows"] = jax.ShapeDtypeStruct((shapes.batch, shapes.features, shapes.length, n2), dtype)
-    if wanted.blocks:
-        for name, planes in (("first", 2), ("second", seconds)):
-            results[name] = jax.ShapeDtypeStruct((schedule.grid * groups, planes, N1, N1), F32)
-    if wanted.spectrum:
-        results["spectrum"] = jax.ShapeDtypeStruct((schedule.splits * groups, shapes.features, 2, N1, n2), F32)
+    if derives_u:
+        last = jax.ShapeDtypeStruct((shapes.batch, shapes.features, shapes.length, n2), dtype)
+    else:
+        last = jax.ShapeDtypeStruct((schedule.splits * groups, shapes.features, 2, N1, n2), F32)
+    parts = (jax.ShapeDtypeStruct((schedule.grid * groups, planes, N1, N1), F32) for planes in (2, 1))
 
     def learned_fft_conv_backward(other, own, spectrum, shift, *refs, scratch):
-        tables, outs = refs[: len(wanted.tables)], dict(zip(results, refs[len(wanted.tables) :], strict=True))
+        blocks, (d_first, d_second, d_last) = refs[: len(names)], refs[len(names) :]
         block = _Block(schedule, shapes, ["other", "own"], scratch)
         shift_by = shift[0]
         block.clear("other", "own")
@@ -172,13 +131,12 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
 
         fetch(jnp.int32(0), "own", own)
         fetch(jnp.int32(0), "other", other)
-        if wanted.blocks:
-            for ahead in range(config.spectrum_slots - 1):
-                block.fetch_spectrum(spectrum, lax.axis_index("block") + ahead * schedule.grid)
+        for ahead in range(config.spectrum_slots - 1):
+            block.fetch_spectrum(spectrum, lax.axis_index("block") + ahead * schedule.grid)
 
         @pl.when(block.group == 0)
         def _():
-            for name, table in zip(wanted.tables, tables, strict=True):
+            for name, table in zip(names, blocks, strict=True):
                 for plane in (0, 1):
                     plgpu.copy_gmem_to_smem(table.at[plane], scratch[name].at[plane], block.barriers["tables"])
 
@@ -215,20 +173,21 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
                     ref[...] = _side_by_side(some)
 
             block.await_rows("own")
-            f = chain("own_first", wanted.tables[-2])._first_block()
+            f = chain("own_first", "own_back")._first_block()
             sums = sums_of_products(*([(part, s)] for s in rows("own") for part in f))
             bs = by_twiddle(functools.partial(_by, dtype, 1.0), zip(sums[::2], sums[1::2], strict=True))
-            if wanted.blocks:
-                save("held", bs)
-            if wanted.spectrum:  # registers are short while O is made
+            save("held", bs)
+            if not derives_u:  # registers are short while O is made
                 for z, kept in zip(chain("own_first", "own_second")._right(bs), rows("kept"), strict=True):
                     kept[0], kept[1] = (part.astype(dtype) for part in z)
 
+            def fetch_other():
+                plgpu.commit_smem()  # the whole warpgroup has read the last one
+                fetch(step + 1 + zero(), "other", other)
+
             block.await_rows("other")
-            spectra = chain("other_first", "other_second").forward(
-                rows("other"), then=lambda: fetch(step + 1 + zero(), "other", other)
-            )
-            if wanted.spectrum:
+            spectra = chain("other_first", "other_second").forward(rows("other"), then=fetch_other)
+            if not derives_u:
                 for r, (z, kept) in enumerate(zip(spectra, rows("kept"), strict=True)):
                     # A branch, though the first row always counts: ptxas would put these sums off, as in `kernel_sm90`.
                     counts = schedule.at(step + zero())[1] + r < shapes.batch
@@ -238,50 +197,33 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
                         lambda dk: dk,
                         dk,
                     )
-            if not wanted.blocks:
-                fetch(step + 1 + zero(), "own", own)
-                return first, second, dk
 
             taps = [complex_planes(scratch["spectrum"].at[slot], zero()) for _ in spectra]
             cs = [
                 by_columns(functools.partial(weigh, dtype, weight(r)), *z, *k)
                 for r, (z, k) in enumerate(zip(spectra, taps, strict=True))
             ]
-            if wanted.rows and wide:
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last ds has left this place
             save("cotangent", cs)
             plgpu.commit_smem()
 
-            # Of a wide tile C is read from shared memory: its registers are needed.
-            back = chain("own_first", "own_back")._right([planes("cotangent")] if wide else cs)
-            a_s = by_twiddle(functools.partial(_by_conjugate, dtype, 1.0), back)
+            a_s = by_twiddle(functools.partial(_by_conjugate, dtype, 1.0), chain("own_first", "own_back")._right(cs))
             sequences = rows("own")
             first = add_products(first, *([(z[p], s.T) for z, s in zip(a_s, sequences, strict=True)] for p in (0, 1)))
-            left, right = planes("held"), planes("cotangent")
-            same = [(b.T, c) for b, c in zip(left, right, strict=True)]
-            if wide:
-                second = add_products(second, same, [(left[0].T, right[1])])
-                right[0][...] = -right[0][...]
-                plgpu.commit_smem()
-                second = [second[0], *add_products(second[1:], [(left[1].T, right[0])])]
-            else:
-                second = add_products(second, same)
-            if wanted.rows:
+            pairs = zip(planes("held"), planes("cotangent"), strict=True)
+            second = add_products(second, [(b.T, c) for b, c in pairs])
+            plgpu.commit_smem()  # the whole warpgroup has read its rows, B and C
+            fetch(step + 1 + zero(), "own", own)
+            if derives_u:
                 save("held", [tuple(_side_by_side(part) for part in zip(*a_s, strict=True))])
                 plgpu.commit_smem()
-                blocks = complex_planes(scratch["own_first"], zero())
-                pairs = [(m.T, a) for m, a in zip(blocks, planes("held"), strict=True)]
-                (ds,) = sums_of_products(pairs)
-                if wide:
-                    staging = planes("cotangent")[:1]
-                else:
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                    staging = rows("staging")
+                of_own = complex_planes(scratch["own_first"], zero())
+                (ds,) = sums_of_products([(m.T, a) for m, a in zip(of_own, planes("held"), strict=True)])
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                staging = rows("staging")
                 for r, place in enumerate(staging):
                     place[...] = ds[:, r * n2 : (r + 1) * n2].astype(dtype)
                 plgpu.commit_smem()
-                block.store(staging, lambda b: outs["rows"].at[b, feature], row)
-            fetch(step + 1 + zero(), "own", own)
+                block.store(staging, lambda b: d_last.at[b, feature], row)
             return tuple(first), tuple(second), dk
 
         def nothing(count, columns):
@@ -289,7 +231,7 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
 
         def visit(visit, totals):
             this = lax.axis_index("block") + visit * schedule.grid
-            slot = block.begin_item(spectrum, this) if wanted.blocks else 0
+            slot = block.begin_item(spectrum, this)
 
             def turn(turn, totals):
                 step = visit * schedule.rounds + turn
@@ -301,45 +243,54 @@ def backward(config: Config, shapes: Shapes, wanted: Wanted):
 
                 return lax.cond(schedule.at(step)[-1], lambda totals: tile(step, slot, totals), rest, totals)
 
-            *totals, dk = lax.fori_loop(0, schedule.rounds, turn, (*totals, nothing(2 * wanted.spectrum, n2)))
+            *totals, dk = lax.fori_loop(0, schedule.rounds, turn, (*totals, nothing(0 if derives_u else 2, n2)))
 
-            if wanted.spectrum:
+            if not derives_u:
 
                 @pl.when(this < schedule.items)
                 def _():
                     part = lax.rem(this, schedule.splits) * groups + block.group
                     for plane in (0, 1):
-                        outs["spectrum"][part, this // schedule.splits, plane] = dk[plane]
+                        d_last[part, this // schedule.splits, plane] = dk[plane]
 
             return tuple(totals)
 
-        squares = (2, seconds) if wanted.blocks else (0, 0)
-        totals = lax.fori_loop(0, schedule.visits, visit, tuple(nothing(count, N1) for count in squares))
+        totals = lax.fori_loop(0, schedule.visits, visit, (nothing(2, N1), nothing(1, N1)))
         part = lax.axis_index("block") * groups + block.group
-        for name, sums in zip(("first", "second"), totals, strict=True):
+        for out, sums in zip((d_first, d_second), totals, strict=True):
             for plane, total in enumerate(sums):
-                outs[name][part, plane] = total
+                out[part, plane] = total
         plgpu.wait_smem_to_gmem(0)
 
-    return _launch(learned_fft_conv_backward, schedule, _scratch(config, shapes, wanted), tuple(results.values()))
+    return plgpu.kernel(
+        learned_fft_conv_backward,
+        out_type=(*parts, last),
+        scratch_types={"scratch": _scratch(config, shapes, derives_u)},
+        grid=(schedule.grid,),
+        grid_names=("block",),
+        num_threads=groups,
+        thread_name="warpgroup",
+        # Only what a commit or a barrier orders is shared between threads.
+        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+    )
 
 
-def _scratch(config: Config, shapes: Shapes, wanted: Wanted):
+def _scratch(config: Config, shapes: Shapes, derives_u: bool):
     n2, groups, dtype = config.n2, config.warpgroups, shapes.dtype
+    names = tables(derives_u)
     rows = matrices((groups, config.rows, N1, n2), dtype)
     scratch = {"other": rows, "own": rows, "twiddle": matrices((2, N1, n2), dtype, columns=CHUNK)}
-    for name in wanted.tables[:-1]:
+    for name in names[:-1]:
         first = name.endswith("first")
         scratch[name] = matrices((2, N1, N1), dtype) if first else matrices((2, n2, 2 * n2), dtype, columns=n2)
-    if wanted.blocks:
-        scratch["spectrum"] = matrices((config.spectrum_slots, 2, N1, n2), dtype, columns=CHUNK)
-        scratch["held"] = scratch["cotangent"] = matrices((groups, 2, N1, TILE), dtype)
-    if wanted.rows and n2 < TILE:
+    scratch["spectrum"] = matrices((config.spectrum_slots, 2, N1, n2), dtype, columns=CHUNK)
+    scratch["held"] = scratch["cotangent"] = matrices((groups, 2, N1, TILE), dtype)
+    if derives_u:
         scratch["staging"] = rows
-    if wanted.spectrum:
+    else:
         scratch["kept"] = matrices((groups, config.rows, 2, N1, n2), dtype, columns=CHUNK)
     scratch["barriers"] = {
-        "tables": plgpu.Barrier(num_arrivals=2 * len(wanted.tables)),
+        "tables": plgpu.Barrier(num_arrivals=2 * len(names)),
         "spectrum": plgpu.Barrier(num_arrivals=2, num_barriers=config.spectrum_slots),
         "done": plgpu.Barrier(num_arrivals=groups),
         "rows": plgpu.Barrier(num_arrivals=config.rows, num_barriers=2 * groups),
@@ -348,26 +299,23 @@ def _scratch(config: Config, shapes: Shapes, wanted: Wanted):
 
 
 def second_cotangent(parts: jax.Array, n2: int) -> jax.Array:
-    """dN, `(re | im, n2, k2)`, from sums over tiles, `(parts, planes, 64, 64)`."""
-    sums = parts.sum(0)
-    if n2 == TILE:
-        return sums
+    """dN, `(re | im, n2, k2)`, from sums over tiles, `(parts, 1, 64, 64)`."""
     count = TILE // n2 // 2
-    by_part = sums[0].reshape(count, 2, n2, count, 2, n2)
+    by_part = parts.sum((0, 1)).reshape(count, 2, n2, count, 2, n2)
     of_one_row = jnp.einsum("ipnjqk,ij->pqnk", by_part, jnp.eye(count), precision="highest")
     return jnp.stack([of_one_row[0, 0] + of_one_row[1, 1], of_one_row[0, 1] - of_one_row[1, 0]])
 
 
-def shared_memory(config: Config, wanted: Wanted) -> int:
+def shared_memory(config: Config, derives_u: bool) -> int:
     """Bytes of a block's matrices in shared memory.
 
     Example:
-      >>> [max(shared_memory(default_config(n2, w), w) for w in launches(n2)) for n2 in (16, 32, 64)]
-      [182272, 212992, 229376]
+      >>> [[shared_memory(default_config(n2), of_u) for of_u in (True, False)] for n2 in (16, 32)]
+      [[163840, 182272], [188416, 212992]]
     """
     n2, tile = config.n2, N1 * TILE
-    seconds = sum(not name.endswith(("first", "twiddle")) for name in wanted.tables)
-    tables = 2 * 2 * tile + seconds * 4 * n2 * n2 + 2 * N1 * n2
-    spectra = wanted.blocks * config.spectrum_slots * 2 * N1 * n2
-    tiles = 2 + wanted.blocks * 4 + wanted.spectrum * 2 + (wanted.rows and n2 < TILE)
-    return 2 * (tables + spectra + config.warpgroups * tiles * tile)
+    seconds = len(tables(derives_u)) - 3  # without the first blocks and the twiddle
+    matrices_of_tables = 2 * 2 * tile + seconds * 4 * n2 * n2 + 2 * N1 * n2
+    spectra = config.spectrum_slots * 2 * N1 * n2
+    tiles = 6 + (1 if derives_u else 2)
+    return 2 * (matrices_of_tables + spectra + config.warpgroups * tiles * tile)

@@ -19,6 +19,7 @@ from jax import lax
 from pallas_kernels.fft_conv.config import BLOCK, N1
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, sums_of_products
 from pallas_kernels.fft_conv.outer_plan import OuterPlan
+from pallas_kernels.fft_conv.widening import widened
 
 _GROUPS = 4
 
@@ -163,7 +164,7 @@ def split(shapes: Shapes):
                         c, d = roots[ka, 0, a], roots[ka, 1, a]
 
                         def more(x, re, im):
-                            x = x.astype(F32)
+                            x = widened(x)
                             return re + c * x, im + d * x
 
                         return by_columns(more, scratch["panel"].at[slot, a], *sums)
@@ -282,15 +283,15 @@ def join(shapes: Shapes):
                 def add(ka, ys):
                     def more(re, im, *ys):
                         """The real part of conj(root) e."""
-                        re, im = re.astype(F32), im.astype(F32)
+                        re, im = widened(re), widened(im)
                         return tuple(
-                            y + roots[ka, 0, first + a] * re + roots[ka, 1, first + a] * im for a, y in enumerate(ys)
+                            y + roots[ka, 0, first + i] * re + roots[ka, 1, first + i] * im for i, y in enumerate(ys)
                         )
 
                     return by_columns(more, *(scratch["panel"].at[slot, ka, part, :, mine] for part in (0, 1)), *ys)
 
-                for a, y in enumerate(lax.fori_loop(0, radix, add, _zeros(outputs, CHUNK))):
-                    scratch["y"].at[first + a, :, mine][...] = y.astype(dtype)
+                for i, y in enumerate(lax.fori_loop(0, radix, add, _zeros(outputs, CHUNK))):
+                    scratch["y"].at[first + i, :, mine][...] = y.astype(dtype)
                 plgpu.commit_smem()
                 meet()
                 fetch(step + slots)

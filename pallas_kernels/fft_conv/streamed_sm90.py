@@ -2,9 +2,10 @@
 
 It is the scheme of `blocked_sm90`, Y_m = sum_j K_(m-j) X_j, for more spectra than leave room for those of the taps.
 Each of four warpgroups transforms two blocks, one after the other, and does the products of 16 columns for all of them.
-The taps' spectra pass it by in pieces of 8 columns, 2 KB each, four at a time, where a gate passes otherwise. Blocks 4
-to 7 of the result come first, which need all of X, and then the others, which need only themselves: every spectrum is
-still read once for four results, and the lags below 4 twice.
+The taps' spectra pass it by in pieces of those columns, 4 KB each, three at a time, where a gate passes otherwise.
+Blocks 4 to 7 of the result come first, which need all of X, and then the others, which need only themselves: every
+piece is read once for four results, and those of lags below 4 twice. What surrounds a product, waiting, fetching and
+addresses, is some 85 instructions of a warp, as much as the products of two results: so pieces are as wide as can be.
 """
 
 import functools
@@ -26,24 +27,14 @@ GROUPS = 4
 MAX_BLOCKS = 2 * GROUPS
 """As many spectra, 128 KB, fit beside the tables."""
 
-_PIECE = 8
-"""Columns of the taps' spectra that pass at a time."""
-
-_RING = 4
-"""Pieces on their way."""
-
-
-def pieces(spectra: jax.Array) -> jax.Array:
-    """Spectra of taps `(..., 2, 64, 64)` as this kernel takes them, `(..., 8, 64, re | im 8)`."""
-    cut = spectra.reshape(*spectra.shape[:-1], TILE // _PIECE, _PIECE)  # ..., plane, row, piece, column
-    cut = jnp.moveaxis(cut, (-4, -3, -2), (-2, -3, -4))
-    return cut.reshape(*cut.shape[:-2], 2 * _PIECE)
+_RING = 3
+"""Pieces of the taps' spectra on their way or in work, for each warpgroup."""
 
 
 def forward(shapes: Shapes):
-    """The kernel (u, pre gate, post gate, pieces of the spectra, f1, f2, twiddle, [31]) -> y.
+    """The kernel (u, pre gate, post gate, spectra of the taps, f1, f2, twiddle, [31]) -> y.
 
-    u is `(B, 1 or C, D, length, 64)`, the pieces `(D, C, lags, 8, 64, 16)`, y `(B, C, D, length, 64)`. An absent gate
+    u is `(B, 1 or C, D, length, 64)`, the spectra `(D, C, lags, 2, 64, 64)`, y `(B, C, D, length, 64)`. An absent gate
     is not read. Lags are those of a causal convolution.
     """
     assert shapes.lags == (0, shapes.count - 1)
@@ -51,8 +42,8 @@ def forward(shapes: Shapes):
     schedule = _Schedule(shapes)
     dtype, count = shapes.dtype, shapes.count
     results = range(GROUPS, count), range(GROUPS)
-    # (results, half of the columns, lag) of each piece in the order in which they pass
-    order = [(ms, half, lag) for ms in results for half in (0, 1) for lag in range(ms[-1] + 1)]
+    # The lag of each piece in the order in which they pass
+    order = [lag for ms in results for lag in range(ms[-1] + 1)]
 
     def fft_conv_streamed_forward(u, pre_gate, post_gate, spectrum, f1, f2, twiddle, shift, out, scratch):
         shift_by = shift[0]
@@ -91,26 +82,30 @@ def forward(shapes: Shapes):
 
             @pl.when(work & exists(second))
             def _():
-                for piece in range(_RING):
-                    source = gate.at[row, channel if sequences > 1 else 0, feature, block_rows(second, zero)]
-                    place = group * _RING + piece + zero
-                    columns = pl.ds(piece * CHUNK, CHUNK)
-                    plgpu.copy_gmem_to_smem(source.at[:, columns], ring.at[place], barriers["ring"].at[place])
+                source = gate.at[row, channel if sequences > 1 else 0, feature, block_rows(second, zero)]
+                for number, target in enumerate(gate_pieces(zero)):
+                    columns = pl.ds(number * CHUNK, CHUNK)
+                    plgpu.copy_gmem_to_smem(source.at[:, columns], target, barriers["gate"].at[group + zero])
+
+        def gate_pieces(zero):
+            """Its places in the ring, of 16 columns."""
+            return [ring.at[group * _RING + number // 2 + zero, number % 2] for number in range(TILE // CHUNK)]
 
         def gate_in_ring(zero):
             """Waits for it."""
-            places = [group * _RING + piece + zero for piece in range(_RING)]
-            for place in places:
-                plgpu.barrier_wait(barriers["ring"].at[place])
-            return lax.concatenate([load(ring.at[place]) for place in places], 1)
+            plgpu.barrier_wait(barriers["gate"].at[group + zero])
+            return lax.concatenate([load(piece) for piece in gate_pieces(zero)], 1)
+
+        def columns_of_group(zero):
+            return pl.ds(pl.multiple_of((group + zero) * CHUNK, CHUNK), CHUNK)
 
         def fetch_piece(step, number, zero):
-            _, half, lag = order[number]
             item, *_ = schedule.at(step + zero, 0)
             channel, feature = schedule.place(item)
             place = group * _RING + number % _RING + zero
-            source = spectrum.at[feature, channel, lag, group * (CHUNK // _PIECE) + half]
-            plgpu.copy_gmem_to_smem(source, ring.at[place], barriers["ring"].at[place])
+            for plane in (0, 1):
+                source = spectrum.at[feature, channel, order[number], plane, :, columns_of_group(zero)]
+                plgpu.copy_gmem_to_smem(source, ring.at[place, plane], barriers["ring"].at[place])
 
         fetch_gate(jnp.int32(0), 0, pre_gate, shapes.pre_gates, 0)
         for second in (0, 1):
@@ -152,11 +147,6 @@ def forward(shapes: Shapes):
                     pl.when(second == 0)(next_gate)
                     put(chain.second([a]), lambda: slot(second, fresh(second)), dtype)
 
-            def columns_of(j, plane):
-                """This warpgroup's columns of a spectrum."""
-                columns = pl.ds(pl.multiple_of((group + fresh()) * CHUNK, CHUNK), CHUNK)
-                return scratch["slots"].at[j, plane, :, columns]
-
             def products():
                 """Each warpgroup its own columns of all blocks, in place."""
                 numbers = itertools.count()
@@ -166,33 +156,29 @@ def forward(shapes: Shapes):
                     pl.when(fresh() == 0)(functools.partial(products_of, ms, numbers))
 
             def products_of(ms, numbers):
-                halves = []
-                for half in (0, 1):
-                    which = slice(half * _PIECE, (half + 1) * _PIECE)
-                    xs: dict[int, tuple] = {}
-                    ys: dict[int, tuple] = {}
-                    for lag in range(ms[-1] + 1):
-                        number = next(numbers)
-                        if number + _RING - 1 < len(order):
-                            plgpu.commit_smem()  # the whole warpgroup has read the piece before
-                            fetch_piece(step, number + _RING - 1, fresh())
-                        place = group * _RING + number % _RING + fresh()
-                        plgpu.barrier_wait(barriers["ring"].at[place])
-                        k = load(ring.at[place])
-                        c, d = _float(k[:, :_PIECE], k[:, _PIECE:])
-                        js = {m - lag: m for m in ms if m >= lag}
-                        xs = {j: xs[j] if j in xs else _spectrum(columns_of, j, which) for j in js}
-                        for j, m in js.items():
-                            a, b = xs[j]
-                            if m not in ys:  # conj(Y), in an order in which each line is two fused operations
-                                ys[m] = a * c - b * d, -(a * d) - b * c
-                            else:
-                                re, im = ys[m]
-                                ys[m] = re + a * c - b * d, im - a * d - b * c
-                    halves.append({m: tuple(part.astype(dtype) for part in y) for m, y in ys.items()})
-                for m in ms:
-                    for plane in (0, 1):
-                        columns_of(m, plane)[...] = lax.concatenate([half[m][plane] for half in halves], 1)
+                ys: dict[int, tuple] = {}
+                for lag in range(ms[-1] + 1):
+                    number, zero = next(numbers), fresh()
+                    if number + _RING - 1 < len(order):
+                        plgpu.commit_smem()  # the whole warpgroup has read the piece before
+                        fetch_piece(step, number + _RING - 1, zero)
+                    place = group * _RING + number % _RING + zero
+                    plgpu.barrier_wait(barriers["ring"].at[place])
+                    c, d = _float(*(load(ring.at[place, plane]) for plane in (0, 1)))
+                    for m in ms:
+                        if m < lag:
+                            continue
+                        spectrum_of_block = scratch["slots"].at[m - lag + zero, :, :, columns_of_group(zero)]
+                        a, b = _float(*(load(spectrum_of_block.at[plane]) for plane in (0, 1)))
+                        if m not in ys:  # conj(Y), in an order in which each line is two fused operations
+                            ys[m] = a * c - b * d, -(a * d) - b * c
+                        else:
+                            re, im = ys[m]
+                            ys[m] = re + a * c - b * d, im - a * d - b * c
+                for m, y in ys.items():
+                    zero = fresh()
+                    for plane, part in enumerate(y):
+                        scratch["slots"].at[m + zero, plane, :, columns_of_group(zero)][...] = part.astype(dtype)
 
             def transform_back(second):
                 @pl.when(exists(second))
@@ -249,10 +235,11 @@ def forward(shapes: Shapes):
         "f2": matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
         "twiddle": matrices((2, N1, TILE), dtype, columns=CHUNK),
         "slots": matrices((MAX_BLOCKS, 2, N1, TILE), dtype, columns=CHUNK),
-        "ring": matrices((GROUPS * _RING, N1, CHUNK), dtype),
+        "ring": matrices((GROUPS * _RING, 2, N1, CHUNK), dtype),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=5),
-            "ring": plgpu.Barrier(num_arrivals=1, num_barriers=GROUPS * _RING),
+            "ring": plgpu.Barrier(num_arrivals=2, num_barriers=GROUPS * _RING),
+            "gate": plgpu.Barrier(num_arrivals=TILE // CHUNK, num_barriers=GROUPS),
             "all": plgpu.Barrier(num_arrivals=GROUPS, num_barriers=1),
             "u": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS),
         },
@@ -268,8 +255,3 @@ def forward(shapes: Shapes):
         # Stores and reads of one matrix are of the same elements in each thread, or a commit or a barrier lies between.
         compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
     )
-
-
-def _spectrum(columns_of, j, which):
-    """Some columns of X_j in float32."""
-    return _float(*(load(columns_of(j, plane))[:, which] for plane in (0, 1)))

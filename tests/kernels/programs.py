@@ -18,6 +18,7 @@ from pallas_kernels.fft_conv import (
     inner_transform_sm90,
     kernel_sm90,
     learned_backward_sm90,
+    learned_paired_sm90,
     learned_sm90,
     outer_radix_sm90,
     outer_sm90,
@@ -137,8 +138,8 @@ def _blocked_backward(program: Program):
 def _streamed_forward(program: Program):
     shapes = _blocked_shapes(program)
     u, tables = _blocked_operands(shapes)
-    pieces = jax.ShapeDtypeStruct((*shapes.spectra, 8, N1, 16), shapes.dtype)
-    return streamed_sm90.forward(shapes), (u, u, u, pieces, *tables)
+    spectra = jax.ShapeDtypeStruct((*shapes.spectra, 2, N1, TILE), shapes.dtype)
+    return streamed_sm90.forward(shapes), (u, u, u, spectra, *tables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +233,11 @@ class Learned:
     def __str__(self) -> str:
         return f"n2 = {self.n2}" if self.launch is None else f"n2 = {self.n2}, launch {self.launch + 1}"
 
+    @property
+    def derives_u(self) -> bool:
+        """Whether the launch is the first of two."""
+        return self.launch == 0
+
 
 def _learned_operands(program: Program):
     n2, dtype = program.config.n2, jnp.dtype(program.dtype)
@@ -251,12 +257,18 @@ def _learned_forward(program: Program):
 
 
 def _learned_backward(program: Program):
-    n2 = program.config.n2
-    wanted = learned_backward_sm90.launches(n2)[program.config.launch]
+    n2, derives_u = program.config.n2, program.config.derives_u
     shapes, spectrum, blocks, shift = _learned_operands(program)
-    tables = (blocks[name.split("_")[-1]] for name in wanted.tables)
-    kernel = learned_backward_sm90.backward(learned_backward_sm90.default_config(n2, wanted), shapes, wanted)
+    tables = (blocks[name.split("_")[-1]] for name in learned_backward_sm90.tables(derives_u))
+    kernel = learned_backward_sm90.backward(learned_backward_sm90.default_config(n2), shapes, derives_u)
     return kernel, (_rows(shapes, n2), _rows(shapes, n2), spectrum, shift, *tables)
+
+
+def _learned_paired(program: Program):
+    shapes, spectrum, blocks, shift = _learned_operands(program)
+    both = jax.ShapeDtypeStruct((2, *blocks["first"].shape), shapes.dtype)
+    rows = _rows(shapes, TILE)
+    return learned_paired_sm90.backward(shapes), (rows, rows, spectrum, shift, both, both, blocks["twiddle"])
 
 
 _KERNELS = {
@@ -305,7 +317,7 @@ LEARNED = tuple(
     for n2 in (16, 32, 64)
     for way, builder, launches in (
         ("forward", _learned_forward, (None,)),
-        ("backward", _learned_backward, range(len(learned_backward_sm90.launches(n2)))),
+        ("backward", _learned_paired, (None,)) if n2 == TILE else ("backward", _learned_backward, (0, 1)),
     )
     for launch in launches
     for dtype in DTYPES

@@ -22,8 +22,8 @@ from flashbutterfly_jax.functional.butterfly import (
 )
 from flashbutterfly_jax.functional.butterfly import twiddle as dft_twiddle
 from flashbutterfly_jax.functional.butterfly.mosaic_gpu import learned_long_conv_mosaic_gpu
-from pallas_kernels.fft_conv import learned_api, learned_backward_sm90, learned_sm90
-from pallas_kernels.fft_conv.config import N1, SHARED_MEMORY_BYTES, Config
+from pallas_kernels.fft_conv import learned_api, learned_backward_sm90, learned_paired_sm90, learned_sm90
+from pallas_kernels.fft_conv.config import N1, SHARED_MEMORY_BYTES, TILE, Config
 from pallas_kernels.fft_conv.tables import block_scale
 from tests.kernels import resources
 from tests.kernels.interpreter import interpreted
@@ -79,6 +79,7 @@ CASES = {
     # two blocks for three features; two warpgroups take turns
     "1024-blocks": (Config(16, 2, 2, blocks=2), (16, 1024, 9, 3, "float16")),
     "2048": (Config(32, 2, 2, blocks=1), (32, 1100, 3, 2, "bfloat16")),
+    # a pair of warpgroups; rows that end early, three features for two blocks
     "4096": (Config(64, 1, 1, blocks=1), (64, 4096, 2, 1, "bfloat16")),
     "4096-blocks": (Config(64, 2, 1, blocks=2), (64, 4000, 5, 3, "float16")),
 }
@@ -119,12 +120,14 @@ def test_the_cotangents_of_the_taps_and_their_blocks_are_those_of_the_chain():
 
 @pytest.mark.parametrize("program", LEARNED, ids=str)
 def test_shared_memory_is_what_the_compiler_found(program):
-    n2, launch = program.config.n2, program.config.launch
-    if launch is None:
+    n2 = program.config.n2
+    if program.name == "learned forward":
         expected = learned_sm90.shared_memory(learned_sm90.default_config(n2))
+    elif n2 == TILE:
+        expected = learned_paired_sm90.SHARED_MEMORY
     else:
-        wanted = learned_backward_sm90.launches(n2)[launch]
-        expected = learned_backward_sm90.shared_memory(learned_backward_sm90.default_config(n2, wanted), wanted)
+        default = learned_backward_sm90.default_config(n2)
+        expected = learned_backward_sm90.shared_memory(default, program.config.derives_u)
     assert resources.table()[str(program)]["shared"] == expected
     assert expected + 1024 <= SHARED_MEMORY_BYTES
 

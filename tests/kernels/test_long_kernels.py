@@ -195,9 +195,10 @@ def test_spectra_of_the_taps_stream_past(count, gated):
     config = Config(TILE)
     spectra = tap_spectra(jnp.asarray(taps.reshape(1, count, BLOCK)), config, before=False)[:, None]
     f1, f2, twiddle = convolution_tables(*dft_tables(config, jnp.float16))
-    pieces = streamed_sm90.pieces(spectra.astype(jnp.float16))
     with interpreted():
-        y = jax.jit(streamed_sm90.forward(shapes))(u, pre_gate, post_gate, pieces, f1[:2], f2, twiddle, SHIFT)
+        y = jax.jit(streamed_sm90.forward(shapes))(
+            u, pre_gate, post_gate, spectra.astype(jnp.float16), f1[:2], f2, twiddle, SHIFT
+        )
     flat = [x.astype(np.float64).reshape(2, -1) for x in (u, pre_gate, post_gate)]
     want = convolved(flat[0] * (flat[1] if gated else 1), taps) * (flat[2] if gated else 1)
     assert relative_error(np.asarray(y).reshape(2, -1), want) < TOLERANCE  # 6.6e-4

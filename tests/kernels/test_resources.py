@@ -15,13 +15,14 @@ from tests.kernels.programs import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What ought to be empty. With four warpgroups a thread has 128 registers, with three 168. Configurations that spill or
-# serialise their products are here because they were measured to be faster than any that does not, with F2 whole: by
-# 11 % for gated sequences of 1024 and 2048 steps, by 1 to 5 % for the others. The kernels by blocks, of three passes
-# and with learned blocks have one configuration.
+# What ought to be empty. With four warpgroups a thread has 128 registers, with three 168. Configurations that spill are
+# here because they were measured to be faster than any that does not, with F2 whole: by 11 % for gated sequences of
+# 1024 and 2048 steps, by 1 to 5 % for the others. The kernels by blocks, of three passes and with learned blocks have
+# one configuration.
 SPILLS = {  # program -> bytes of the stack, bytes spilled to it and read back
     "forward, n2 = 32, float16, options off": (8, 12),
     "forward, n2 = 32, float16, options on": (8, 12),
+    "forward, gated, n2 = 16, bfloat16, options off": (24, 72),
     "forward, gated, n2 = 16, float16, options off": (24, 72),
     "forward, gated, n2 = 32, bfloat16, options off": (8, 12),
     "forward, gated, n2 = 32, bfloat16, options on": (16, 28),
@@ -29,7 +30,6 @@ SPILLS = {  # program -> bytes of the stack, bytes spilled to it and read back
     "forward, gated, n2 = 32, float16, options on": (16, 28),
     "forward, two channels, n2 = 32, float16, options off": (16, 24),
     "forward, two channels, n2 = 32, float16, options on": (16, 24),
-    "forward, 4 blocks, lags -3 to 0, bfloat16, options off": (8, 28),
     "forward, 4 blocks, lags -3 to 0, bfloat16, options on": (8, 16),
     "forward, 4 blocks, lags -3 to 0, float16, options on": (8, 16),
     "forward, 4 blocks, lags 1 to 3, bfloat16, options on": (8, 8),
@@ -38,8 +38,8 @@ SPILLS = {  # program -> bytes of the stack, bytes spilled to it and read back
     "backward, 2 blocks, lags 0 to 1, bfloat16, options on": (24, 40),
     "backward, 2 blocks, lags 0 to 1, float16, options off": (16, 32),
     "backward, 2 blocks, lags 0 to 1, float16, options on": (24, 40),
-    "backward, 2 blocks, lags -1 to 1, bfloat16, options off": (8, 8),
-    "backward, 2 blocks, lags -1 to 1, bfloat16, options on": (16, 24),
+    "backward, 2 blocks, lags -1 to 1, bfloat16, options off": (24, 40),
+    "backward, 2 blocks, lags -1 to 1, bfloat16, options on": (24, 48),
     "backward, 2 blocks, lags -1 to 1, float16, options off": (24, 40),
     "backward, 2 blocks, lags -1 to 1, float16, options on": (24, 48),
     "backward, 3 blocks, lags 0 to 2, bfloat16, options off": (16, 24),
@@ -47,30 +47,21 @@ SPILLS = {  # program -> bytes of the stack, bytes spilled to it and read back
     "backward, 3 blocks, lags 0 to 2, float16, options off": (16, 24),
     "backward, 3 blocks, lags 0 to 2, float16, options on": (16, 32),
     "backward, 4 blocks, lags 0 to 3, bfloat16, options off": (32, 68),
-    "backward, 4 blocks, lags 0 to 3, bfloat16, options on": (32, 68),
+    "backward, 4 blocks, lags 0 to 3, bfloat16, options on": (48, 108),
     "backward, 4 blocks, lags 0 to 3, float16, options off": (32, 68),
     "backward, 4 blocks, lags 0 to 3, float16, options on": (48, 108),
-    "forward, 5 blocks, lags 0 to 4, bfloat16, options on": (16, 44),
-    "forward, 5 blocks, lags 0 to 4, float16, options on": (16, 44),
-    "forward, 6 blocks, lags 0 to 5, bfloat16, options on": (16, 44),
-    "forward, 6 blocks, lags 0 to 5, float16, options on": (16, 44),
-    "forward, 7 blocks, lags 0 to 6, bfloat16, options on": (16, 44),
-    "forward, 7 blocks, lags 0 to 6, float16, options on": (16, 44),
-    "forward, 8 blocks, lags 0 to 7, bfloat16, options on": (8, 12),
-    "forward, 8 blocks, lags 0 to 7, float16, options on": (8, 12),
+    "learned backward, n2 = 32, launch 1, bfloat16, options off": (8, 12),
+    "learned backward, n2 = 32, launch 1, bfloat16, options on": (8, 12),
+    "learned backward, n2 = 32, launch 1, float16, options off": (8, 12),
+    "learned backward, n2 = 32, launch 1, float16, options on": (8, 12),
     "learned backward, n2 = 32, launch 2, bfloat16, options off": (8, 8),
-    "learned backward, n2 = 32, launch 2, bfloat16, options on": (24, 40),
-    "learned backward, n2 = 32, launch 2, float16, options off": (24, 48),
-    "learned backward, n2 = 32, launch 2, float16, options on": (24, 40),
-    "learned backward, n2 = 64, launch 1, bfloat16, options off": (56, 148),
-    "learned backward, n2 = 64, launch 1, bfloat16, options on": (56, 148),
-    "learned backward, n2 = 64, launch 1, float16, options off": (32, 92),
-    "learned backward, n2 = 64, launch 1, float16, options on": (40, 108),
-    "learned backward, n2 = 64, launch 2, bfloat16, options off": (8, 8),
-    "learned backward, n2 = 64, launch 2, bfloat16, options on": (8, 8),
-}
-SERIALIZED = {  # programs whose products wait for each other, as registers are short
-    "forward, gated, n2 = 16, bfloat16, options off",
+    "learned backward, n2 = 32, launch 2, bfloat16, options on": (8, 8),
+    "learned backward, n2 = 32, launch 2, float16, options off": (8, 8),
+    "learned backward, n2 = 32, launch 2, float16, options on": (8, 8),
+    "learned backward, n2 = 64, bfloat16, options off": (8, 24),
+    "learned backward, n2 = 64, bfloat16, options on": (24, 76),
+    "learned backward, n2 = 64, float16, options off": (8, 24),
+    "learned backward, n2 = 64, float16, options on": (24, 76),
 }
 
 
@@ -92,9 +83,7 @@ def test_nothing_spills_but_what_is_known_to():
 
 def test_the_compiler_had_nothing_else_to_say_and_there_is_room():
     for name, row in resources.table().items():
-        assert ["are serialized due to insufficient register" in note for note in row["notes"]] == [True] * (
-            name in SERIALIZED
-        ), name
+        assert not row["notes"], name  # that products wait for each other, for one, as registers are short
         assert row["shared"] <= SHARED_MEMORY_BYTES, name
         assert row["registers"] <= 255, name
 

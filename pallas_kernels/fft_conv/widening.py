@@ -1,0 +1,73 @@
+"""bfloat16 to float32 in two instructions for each pair of numbers, inside a kernel.
+
+A register holds two bfloat16 numbers, and each is the upper half of the float32 number that it is: a shift makes one
+of it and a mask the other. The compiler shifts the upper one down first, and takes three. That is a tenth of all that
+the convolution's kernels issue, and float16 sequences, whose numbers take an instruction each, were 7 to 10 % faster.
+"""
+
+import jax
+import jax.experimental.mosaic.gpu as mgpu
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+
+# There is no public way to lower a primitive of one's own in a kernel.
+from jax._src.lib.mlir.dialects import arith, llvm
+from jax._src.pallas.mosaic_gpu import lowering
+from jax.extend.core import Primitive
+from jax.extend.mlir import ir
+from jax.interpreters import mlir
+
+_LAYOUT = plgpu.Layout.WGMMA
+
+
+def widened(x: jax.Array) -> jax.Array:
+    """A matrix of a kernel, in the registers' layout of the tensor cores' results, in float32.
+
+    Example:
+      >>> widened(jnp.array([[1.5, -2.0]], "bfloat16"))
+      Array([[ 1.5, -2. ]], dtype=float32)
+    """
+    return _widened.bind(x) if x.dtype == jnp.bfloat16 else x.astype(jnp.float32)
+
+
+_widened = Primitive("widened_bfloat16")
+
+
+@_widened.def_impl
+def _converted(x):
+    return x.astype(jnp.float32)
+
+
+@_widened.def_abstract_eval
+def _shape(x):
+    return x.update(dtype=jnp.dtype("float32"), weak_type=False)
+
+
+mlir.register_lowering(_widened, mlir.lower_fun(_converted, multiple_results=False))
+
+
+def _by_halves(x):
+    @plgpu.inline_mgpu(arg_types=(_LAYOUT,), return_type=plgpu.ShapeDtypeStruct(x.shape, jnp.float32, layout=_LAYOUT))
+    def widen(_, pairs):
+        registers = np.empty_like(pairs.registers)
+        for place, pair in np.ndenumerate(pairs.registers):
+            registers[place] = _floats(pair)
+        return mgpu.FragmentedArray(_registers=registers, _layout=pairs.layout, _is_signed=None)
+
+    return widen(x)
+
+
+def _floats(pair):
+    """Two float32 numbers of two bfloat16 ones."""
+    i32 = ir.IntegerType.get_signless(32)
+    word = llvm.bitcast(i32, pair)
+    halves = arith.shli(word, mgpu.c(16, i32)), arith.andi(word, mgpu.c(-(1 << 16), i32))
+    words = llvm.mlir_undef(ir.VectorType.get((2,), i32))
+    for place, half in enumerate(halves):
+        words = llvm.insertelement(words, half, mgpu.c(place, i32))
+    return llvm.bitcast(ir.VectorType.get((2,), ir.F32Type.get()), words)
+
+
+for _semantics in (mgpu.LoweringSemantics.Lane, mgpu.LoweringSemantics.Warpgroup):
+    lowering.register_lowering_rule(_widened, _semantics)(lowering._lower_fun(_by_halves))
