@@ -25,6 +25,7 @@ from experiments.common.checkpoints import Checkpoints
 from experiments.common.data import EvaluationBatch, evaluation_batches, reading_ahead, training_batches
 from experiments.common.errors import RunError
 from experiments.common.initialization import quickly_compiled_random_bits
+from experiments.common.interrupts import Interrupts
 from experiments.common.memory import peak_bytes, step_bytes
 from experiments.common.report import evaluation_line, progress_bar, result_table, training_line
 from experiments.common.sharding import state_shardings
@@ -67,6 +68,8 @@ def train(
 ) -> Result:
     """Starts a run in a folder, or goes on with the one that is there from its latest checkpoint.
 
+    Ctrl-C saves the next step with a row of metrics, and ends; a second one ends at once.
+
     Args:
       recipe: what to train, and how.
       folder: for run.json, metrics.jsonl, checkpoints and the profile.
@@ -77,6 +80,7 @@ def train(
     Raises:
       RunError: if the run is asked for wrongly, or the folder is not what it should be.
       FloatingPointError: as soon as something measured is not finite.
+      KeyboardInterrupt: on Ctrl-C.
       OSError: if the metrics cannot be written.
     """
     console = Console() if console is None else console
@@ -135,7 +139,8 @@ def train(
     # The loop.
     log = Log(recipe, task, metrics, console, devices)
     upcoming_batches = reading_ahead(batches[first : recipe.steps])
-    with checkpoints, progress_bar(console) as progress, upcoming_batches as upcoming:
+    asked_to_end = False
+    with checkpoints, progress_bar(console) as progress, upcoming_batches as upcoming, Interrupts() as interrupts:
         bar = progress.add_task("", total=recipe.steps, completed=first, status="")
         for step in range(first + 1, recipe.steps + 1):
             if profile_steps and step == profile_steps[0]:
@@ -151,6 +156,13 @@ def train(
 
             evaluate_now = is_due(step, recipe.evaluate_every, recipe.steps)
             checkpoint_now = is_due(step, recipe.checkpoint_every, recipe.steps)
+            if interrupts.heard and not asked_to_end:
+                asked_to_end = True
+                last = min(step + -step % recipe.log_every, recipe.steps)
+                console.print(f"interrupted: saves step {last:,} and ends; Ctrl-C again to end now")
+            # With a row, which would tell of fewer steps if the run went on from within them.
+            end_now = asked_to_end and is_due(step, recipe.log_every, recipe.steps)
+            checkpoint_now |= end_now
             if evaluate_now or checkpoint_now:
                 log.catch_up()  # a state that is not finite is neither evaluated nor saved
             if evaluate_now:
@@ -161,6 +173,8 @@ def train(
             if checkpoint_now:
                 with log.clock_stopped():
                     checkpoints.save(step, state)
+            if end_now and step < recipe.steps:
+                raise KeyboardInterrupt
 
     console.print(result_table(recipe, task, metrics.rows, state.params, folder, compilation))
     return Result(state, metrics.rows)

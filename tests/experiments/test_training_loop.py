@@ -1,6 +1,8 @@
 """The training loop: what a run computes and leaves behind does not depend on interruptions, devices or processes."""
 
+import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -235,6 +237,50 @@ def test_interrupted_runs_go_on_to_the_bit(finished, toy_run, tmp_path, monkeypa
     assert "going on from step" in output
     assert rows_of(tmp_path / "run") == rows_of(finished[0])
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), result.state, finished[1].state))
+
+
+@pytest.mark.parametrize(
+    ("interrupts", "saved"),
+    [
+        ({8: 1}, "9"),  # with the next row
+        ({12: 1}, "12"),  # one that is saved anyway
+        ({8: 2}, "6"),  # the second ends it at once
+        ({29: 1}, "30"),  # nothing is left to interrupt
+    ],
+)
+def test_ctrl_c_saves_and_ends_and_the_run_goes_on(finished, toy_run, tmp_path, monkeypatch, interrupts, saved):
+    add, folder = loop.Log.add, tmp_path / "run"
+
+    def press(self, step, measures):
+        add(self, step, measures)
+        for _ in range(interrupts.get(step, 0)):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Log, "add", press)
+        with contextlib.nullcontext() if saved == "30" else pytest.raises(KeyboardInterrupt):
+            toy_run(folder)
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert max(checkpoint_files(folder), key=int) == saved
+    result, _ = toy_run(folder)
+    assert rows_of(folder) == rows_of(finished[0])
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), result.state, finished[1].state))
+
+
+def test_ctrl_c_says_what_happens(toy_process, tmp_path):
+    process = toy_process(tmp_path / "run")
+    while count_lines(tmp_path / "run") < 1 and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    assert process.returncode in (0, 1), output  # 0: the run was faster
+    if process.returncode:
+        step = re.search(r"interrupted: saves step (\d+) and ends; Ctrl-C again to end now", output)
+        assert step, output
+        assert step[1] in checkpoint_files(tmp_path / "run")
+        assert "The same command with --workdir" in output
+        assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(("seed", "kills"), [(0, 1), pytest.param(1, 12, marks=pytest.mark.slow)])
