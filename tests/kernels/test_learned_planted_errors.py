@@ -68,9 +68,11 @@ def test_a_wrong_sign_in_any_table_shows_forward_and_in_the_cotangents():
             signs[way, table, 1] = -1
             y_error, *cotangents = errors(both(signs, g, *arguments), want)
             found["cotangents" if way else "forward", TABLES[table]] = (y_error, max(cotangents))
-    # A wrong one of one way shows there, and leaves the other as it is.
+    # A wrong one of one way shows there, and leaves the other as it is, but for the taps' spectrum, which is kept.
+    kept = {("forward", table) for table in ("m_kernel", "n_kernel", "twiddle")}
     assert all(pair[way == "cotangents"] > 2 * FUSED[DTYPE] for (way, _), pair in found.items()), found
-    assert all(pair[way == "forward"] < FUSED[DTYPE] for (way, _), pair in found.items()), found
+    others = {key: pair[key[0] == "forward"] for key, pair in found.items()}
+    assert {key for key, error in others.items() if error > FUSED[DTYPE]} == kept, found
 
 
 def _conjugated(parts, n2, second=learned_backward_sm90.second_cotangent):
