@@ -37,15 +37,13 @@ from experiments.benchmarks.cases import (
     reference,
     relative_errors,
 )
-from experiments.benchmarks.record import Record, Row, Status, finite, here, speedups
+from experiments.benchmarks.record import WRONG, Record, Row, Status, finite, here, speedups
+from experiments.benchmarks.text import first_line, positive, slug
 from pallas_kernels.timing import Effort, seconds_per_call
 
 IMPLEMENTATIONS = ("mosaic_gpu", "triton", "jnp_fft", "xla", "butterfly", *rivals.RIVALS)
 GPU_LENGTHS, CPU_LENGTHS = (256, 1024, 2048, 4096, 8192, 16384, 32768), (256, 1024, 4096)
 GPU_ROWS, CPU_ROWS = (64, 768), (2, 16)
-
-WRONG = 0.1
-"""Relative error from which a result is not the convolution, whatever the arithmetic: bfloat16 gives some 5e-3."""
 
 CACHE_BYTES = 60e6
 """Inputs that fit in an H200's L2 take turns with others, so that each call finds them in memory."""
@@ -102,13 +100,6 @@ def parse(argv: Sequence[str] | None, *, gpu: bool) -> argparse.Namespace:
     settings = parser.parse_args(argv)
     settings.rows = settings.rows or settings.batch * settings.features
     return settings
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
-    return value
 
 
 def cases(settings: argparse.Namespace) -> list[Case]:
@@ -231,14 +222,6 @@ def absent(name: str, case: Case, status: Status, reason: str) -> Row:
 
 def u_bytes(case: Case) -> int:
     return case.batch * case.features * case.length * case.itemsize
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0][:300]
-
-
-def slug(text: str) -> str:
-    return "_".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
 def title(row: Row) -> str:

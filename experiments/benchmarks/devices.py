@@ -39,9 +39,9 @@ from experiments.benchmarks.cases import (
     reference,
     relative_errors,
 )
-from experiments.benchmarks.convolution import WRONG, first_line, positive, slug
-from experiments.benchmarks.record import Record, Status, finite, here
+from experiments.benchmarks.record import WRONG, Record, Status, finite, here
 from experiments.benchmarks.spreads import SPREADS, Spread, Way, sampled, sent_bytes
+from experiments.benchmarks.text import first_line, positive, slug
 from pallas_kernels.records import write_atomically
 from pallas_kernels.timing import Effort, host_round, seconds_per_call
 
@@ -217,7 +217,8 @@ def parse(argv: Sequence[str] | None, *, gpu: bool, most: int) -> argparse.Names
     if settings.devices[-1] > most:
         parser.error(f"--devices must be at most {most}, as many as there are; got {settings.devices[-1]}")
     settings.protocols = settings.protocols or list(PROTOCOLS[: 1 if settings.quick else None])
-    settings.seconds = settings.seconds or (70.0 if settings.quick else 1e9)
+    if settings.seconds is None:
+        settings.seconds = 70.0 if settings.quick else 1e9
     return settings
 
 

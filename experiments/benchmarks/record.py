@@ -18,6 +18,9 @@ from pallas_kernels.records import driver_version, first_line, package_versions,
 type Status = Literal["measured", "wrong", "unsupported", "failed", "not installed", "not measured"]
 """``wrong`` was timed, but its result is not the convolution; such a row is never compared with."""
 
+WRONG = 0.1
+"""Relative error from which a result is not the convolution, whatever the arithmetic: bfloat16 gives some 5e-3."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
