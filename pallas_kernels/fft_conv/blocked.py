@@ -48,7 +48,7 @@ def backward(x, pre_gate, post_gate, g, spectra, lags: tuple[int, int], *tables)
         adjoint = jnp.stack([backwards[..., 0, :, :], -backwards[..., 1, :, :]], -3)
         d_x = forward(g, post_gate, None, adjoint, (-lags[1], -lags[0]), *tables)
     d_post = None if post_gate is None else forward(x, pre_gate, g, spectra, lags, *tables)
-    return d_x, d_post, d_spectra
+    return d_x, d_post, blocked_sm90.whole_spectra(d_spectra, shapes)
 
 
 def _shapes(x, pre_gate, post_gate, spectra, lags):

@@ -594,7 +594,7 @@ def backward(shapes: Shapes):
     }
     dx = jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype)
     ds = jax.ShapeDtypeStruct((schedule.splits * schedule.spectra * len(lags), groups, N1, 2 * CHUNK), F32)
-    kernel = plgpu.kernel(
+    return plgpu.kernel(
         fft_conv_blocked_backward if shapes.dx_fits else fft_conv_blocked_taps_gradient,
         out_type=(dx, ds) if shapes.dx_fits else (ds,),
         scratch_types={"scratch": scratch},
@@ -605,12 +605,11 @@ def backward(shapes: Shapes):
         compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
     )
 
-    def run(*operands):
-        *dx, ds = kernel(*operands)
-        ds = ds.reshape(-1, *shapes.spectra, groups, N1, 2, CHUNK)
-        return *dx, jnp.moveaxis(ds, (-2, -4), (-4, -2)).reshape(-1, *shapes.spectra, 2, N1, TILE)
 
-    return run
+def whole_spectra(ds, shapes: Shapes):
+    """What `backward` gives for the spectra, put together: each warpgroup's columns are by themselves there."""
+    ds = ds.reshape(-1, *shapes.spectra, shapes.team * shapes.teams, N1, 2, CHUNK)
+    return jnp.moveaxis(ds, (-2, -4), (-4, -2)).reshape(-1, *shapes.spectra, 2, N1, TILE)
 
 
 def _block_correlations(xs, gs, lag: int):

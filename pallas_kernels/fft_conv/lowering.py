@@ -28,6 +28,9 @@ def lowered_once(make: Callable[..., Callable[..., Any]], *arguments: Any) -> Ca
       make: gives the same kernel for the same arguments, a function of arrays that is one launch.
       arguments: hashable.
 
+    Raises:
+      ValueError: when called, if there is more to the function than one launch.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -61,11 +64,22 @@ def _launch_of(make, *arguments):
         if jax_config.pallas_tpu_interpret_mode_context_manager.value is not None:
             return kernel(*operands)
         jaxpr, results = jax.make_jaxpr(kernel, return_shape=True)(*operands)
+        if not _is_one_launch(jaxpr.jaxpr):
+            found = ", ".join(eqn.primitive.name for eqn in jaxpr.eqns)
+            raise ValueError(f"make must give one launch of its operands, whose results it returns; got {found}.")
         key = make, arguments, jax.config.jax_enable_x64
         flat = _kernel_p.bind(*jax.tree.leaves(operands), jaxpr=jaxpr, key=key)
         return jax.tree.unflatten(jax.tree.structure(results), flat)
 
     return launch
+
+
+def _is_one_launch(jaxpr) -> bool:
+    """Else what a kernel is kept as, a call without what comes before and after it, would not be the function."""
+    if len(jaxpr.eqns) != 1:
+        return False
+    (launch,) = jaxpr.eqns
+    return [*launch.invars] == [*jaxpr.invars] and [*launch.outvars] == [*jaxpr.outvars] and not jaxpr.constvars
 
 
 _kernel_p = Primitive("fft_conv_kernel")

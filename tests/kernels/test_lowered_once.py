@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+import flashbutterfly_jax as fb
 from pallas_kernels.fft_conv import lowering
 from pallas_kernels.fft_conv.lowering import lowered_once
 from tests.kernels.interpreter import interpreted
@@ -91,3 +92,28 @@ def test_it_is_interpreted_where_kernels_are_and_refused_elsewhere():
             np.testing.assert_array_equal(jax.jit(thrice)(x), 8 * x)
         with pytest.raises(NotImplementedError, match="fft_conv_kernel"):
             jax.jit(thrice)(x)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [lambda y: y + 1.0, lambda y: y.reshape(128, 64), lambda y: (y, y)],
+    ids=["another operation", "another shape", "a result twice"],
+)
+def test_what_is_more_than_a_launch_is_refused(more):
+    """Only the call is kept: what comes after it would be left out from the second time on."""
+    with pytest.raises(ValueError, match="must give one launch of its operands"):
+        lowered(lambda x: lowered_once(lambda: lambda x: more(scaled(2.0)(x)))(x), X)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("length", [1024, 4096, 8192, 16_384, 32_768, 65_536])
+def test_all_that_a_gradient_launches_is(length, reverse):
+    """It is refused as it is traced, so nothing need be lowered to see it."""
+
+    def loss(u, taps):
+        y = fb.long_conv(u, taps, reverse_kernel=taps if reverse else None, implementation="mosaic_gpu")
+        return y.astype(jnp.float32).sum()
+
+    u, taps = jax.ShapeDtypeStruct((2, 8, length), jnp.bfloat16), jax.ShapeDtypeStruct((8, length), jnp.float32)
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(u, taps)
+    assert "fft_conv_kernel" in str(traced.jaxpr)
