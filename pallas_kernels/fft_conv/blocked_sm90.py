@@ -100,9 +100,14 @@ class Shapes:
 
 @dataclasses.dataclass(frozen=True)
 class _Schedule:
-    """Which item and which row a team works on at each step; an item is a spectrum of taps and a share of the batch."""
+    """Which item and which row a team works on at each step; an item is a spectrum of taps and a share of the batch.
+
+    Where the spectra are read anew for each row in any case, shares cost nothing, and `even` makes as many as it takes
+    for blocks to end together: of 768 spectra for 132 blocks a sixth turn would leave a block idle 3 % of its time.
+    """
 
     shapes: Shapes
+    even: bool = False
 
     @property
     def spectra(self):
@@ -110,7 +115,13 @@ class _Schedule:
 
     @property
     def splits(self):
-        return max(1, min(self.shapes.blocks // self.spectra, pl.cdiv(self.shapes.batch, self.shapes.teams)))
+        most = pl.cdiv(self.shapes.batch, self.shapes.teams)
+        if self.even:
+            return min(range(1, most + 1), key=self._rows_of_a_block)
+        return max(1, min(self.shapes.blocks // self.spectra, most))
+
+    def _rows_of_a_block(self, splits: int) -> int:
+        return pl.cdiv(self.spectra * splits, self.shapes.blocks) * pl.cdiv(self.shapes.batch, splits)
 
     @property
     def rows(self):

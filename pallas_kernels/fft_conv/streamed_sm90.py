@@ -39,7 +39,7 @@ def forward(shapes: Shapes):
     """
     assert shapes.lags == (0, shapes.count - 1)
     assert GROUPS < shapes.count <= MAX_BLOCKS
-    schedule = _Schedule(shapes)
+    schedule = _Schedule(shapes, even=True)
     dtype, count = shapes.dtype, shapes.count
     results = range(GROUPS, count), range(GROUPS)
     # The lag of each piece in the order in which they pass
