@@ -1,7 +1,6 @@
 """What files of measurements have in common: the versions they were taken with, and that no kill leaves half of one."""
 
 import importlib.metadata
-import os
 import re
 import subprocess
 import tempfile
@@ -10,11 +9,16 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file in one step."""
+    """Replaces a file in one step; what cannot be written, on a full disk for one, leaves nothing behind."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, path)
+        partial = Path(file.name)
+        try:
+            file.write(text)
+            file.close()
+            partial.chmod(0o644)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ Whole sequences take a minute or more interpreted, so those are in the slow lane
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -183,12 +184,23 @@ def test_split_and_join_by_two_factors(plan):
     assert relative_error(y, (matrix.conj().T @ (re + 1j * im)).real) < TOLERANCE
 
 
+@pytest.mark.parametrize("batch", [1, 16, 64])
+@pytest.mark.parametrize("features", [1, 5, 192, 256, 768, 1000])
+def test_blocks_share_rows_evenly(features, batch):
+    schedule = blocked_sm90._Schedule(blocked_sm90.Shapes(batch, 1, features, 8 * N1, (0, 7), jnp.bfloat16), even=True)
+    assert schedule.items * schedule.rows >= features * batch
+    fair = math.ceil(features * batch / 132)
+    assert fair <= schedule.steps <= fair * 1.05 + 1  # 1.03 times as many for 768 features with whole batches
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "gated"), [(8, False), (6, True)])
 def test_spectra_of_the_taps_stream_past(count, gated):
-    """One block of the grid takes both rows; with gates the last block of the sequence has 8 rows of 64."""
+    """One block of the grid takes both rows; with gates two share them, and the last 64 rows are 8."""
     length = N1 * count - 56 * gated
-    shapes = blocked_sm90.Shapes(2, 1, 1, length, (0, count - 1), jnp.float16, 1, int(gated), int(gated), blocks=1)
+    shapes = blocked_sm90.Shapes(
+        2, 1, 1, length, (0, count - 1), jnp.float16, 1, int(gated), int(gated), blocks=1 + gated
+    )
     u, pre_gate, post_gate = (random(seed, 2, 1, 1, length, TILE) for seed in range(3))
     taps = random(3, 1, count * BLOCK).astype(np.float32)
     taps[:, TILE * length :] = 0
