@@ -276,12 +276,13 @@ def forward(shapes: Shapes):
                 @pl.when(group == 0)
                 def _():
                     channel, feature = schedule.place(item)
+                    now = fresh()
                     for lag in range(len(lags)):
                         for plane in (0, 1):
                             plgpu.copy_gmem_to_smem(
                                 spectrum.at[feature, channel, lag, plane],
                                 scratch["taps"].at[lag, plane],
-                                barriers["taps"],
+                                barriers["taps"].at[now],
                             )
 
             @pl.when(work)
@@ -311,10 +312,9 @@ def forward(shapes: Shapes):
 
             @pl.when(first)
             def _():
-                plgpu.barrier_wait(barriers["taps"])
+                plgpu.barrier_wait(barriers["taps"].at[fresh()])
 
-            @pl.when(work)
-            def _():
+            def convolve():
                 meet(fresh())
                 for i in range(chunks):
                     zero = fresh()
@@ -350,9 +350,7 @@ def forward(shapes: Shapes):
                     if gated:
                         fetch_u(step + 1, fresh())
 
-            @pl.when(jnp.logical_not(work))
-            def _():
-                fetch_u(step + 1, fresh())
+            lax.cond(work, convolve, lambda: fetch_u(step + 1, fresh()))
 
         plgpu.wait_smem_to_gmem(0)
 
@@ -365,7 +363,8 @@ def forward(shapes: Shapes):
         "inbox": matrices((groups, N1, TILE), dtype, columns=CHUNK),
         "barriers": dict(
             tables=plgpu.Barrier(num_arrivals=5),
-            taps=plgpu.Barrier(num_arrivals=2 * len(lags)),
+            # The second is not used: only of several can one be named anew, whose address is not kept over the loop
+            taps=plgpu.Barrier(num_arrivals=2 * len(lags), num_barriers=2),
             arrived=plgpu.Barrier(num_arrivals=1, num_barriers=2 * groups if gated else groups),
             team=plgpu.Barrier(num_arrivals=team_size, num_barriers=teams),
             **({"done": plgpu.Barrier(num_arrivals=groups)} if teams > 1 else {}),

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import jax
@@ -173,7 +174,7 @@ def _copy_or_add(*, reduction_op, **arguments):
         return _copy(reduction_op=None, **arguments)
     assert reduction_op == "add"
     memory, thread = gpu_callbacks._get_shared_memory(), arguments["thread"]
-    places = {}
+    places: dict[str, Any] = {}
     for name in ("src", "dst"):
         key = gpu_callbacks.HostAllocationKey.from_array(arguments[f"{name}_allocation_key_as_array"])
         at = gpu_callbacks._remove_noop_transforms(arguments[f"{name}_transforms"])
