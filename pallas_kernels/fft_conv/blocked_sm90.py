@@ -30,7 +30,7 @@ from jax import lax
 from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import N1, SHARED_MEMORY_BYTES, TILE
 from pallas_kernels.fft_conv.kernel_sm90 import ByColumns, _float, _gated
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, load, matrices
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, load, matrices, sums_of_products
 
 _STEP = 8
 
@@ -172,6 +172,32 @@ def put(parts, spectrum: Callable[[], Any], dtype):
             spectrum().at[plane, :, pl.ds(k0 * CHUNK, CHUNK)][...] = value.astype(dtype)
 
 
+def load_columns(ref):
+    """A matrix in shared memory, read 16 columns at a time.
+
+    All that reads or writes so, the tables and spectra too, has a thread's place in a matrix in common. Read whole,
+    a matrix takes two more, which the compiler keeps over the whole loop.
+    """
+    return lax.concatenate([load(ref.at[:, pl.ds(at, CHUNK)]) for at in range(0, TILE, CHUNK)], 1)
+
+
+def put_columns(ref, value):
+    """Writes a matrix to shared memory likewise."""
+    for at in range(0, TILE, CHUNK):
+        ref.at[:, pl.ds(at, CHUNK)][...] = value[:, at : at + CHUNK]
+
+
+def inverse(chain: ByColumns, planes, scratch):
+    """The real row whose conjugate spectrum is in two planes in shared memory; scratch, (2, 64, 64), carries E."""
+    ((*parts,),) = column_dft.back([tuple(map(load_columns, planes))], *chain._operands(back=True))
+    for plane, part in enumerate(parts):
+        put_columns(scratch.at[plane], part)
+    plgpu.commit_smem()
+    first = chain._first_block(transposed=True)
+    (row,) = sums_of_products([(block, scratch.at[plane]) for plane, block in enumerate(first)])
+    return row
+
+
 def forward(shapes: Shapes):
     """The kernel (u, pre gate, post gate, spectrum, f1, f2, twiddle, [31]) -> y.
 
@@ -261,12 +287,13 @@ def forward(shapes: Shapes):
                 @pl.when(group == 0)
                 def _():
                     channel, feature = schedule.place(item)
+                    now = fresh()
                     for lag in range(len(lags)):
                         for plane in (0, 1):
                             plgpu.copy_gmem_to_smem(
                                 spectrum.at[feature, channel, lag, plane],
                                 scratch["taps"].at[lag, plane],
-                                barriers["taps"],
+                                barriers["taps"].at[now],
                             )
 
             @pl.when(work)
@@ -280,7 +307,7 @@ def forward(shapes: Shapes):
                         x = slot(zero).at[0]
                         if shapes.pre_gates:
                             plgpu.barrier_wait(barriers["arrived"].at[groups + group + zero])
-                            x[...] = _gated(load(x), load(inbox(zero)), dtype)
+                            put_columns(x, _gated(x, inbox(zero), dtype))
                             plgpu.commit_smem()
 
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left the slot
@@ -296,10 +323,9 @@ def forward(shapes: Shapes):
 
             @pl.when(first)
             def _():
-                plgpu.barrier_wait(barriers["taps"])
+                plgpu.barrier_wait(barriers["taps"].at[fresh()])
 
-            @pl.when(work)
-            def _():
+            def convolve():
                 meet(fresh())
                 for i in range(chunks):
                     zero = fresh()
@@ -319,14 +345,14 @@ def forward(shapes: Shapes):
                 @when_block
                 def _():
                     mine = slot(fresh())
-                    (y,) = chain.inverse([(load(mine.at[0]), load(mine.at[1]))], [slot(fresh())])
+                    y = inverse(chain, (mine.at[0], mine.at[1]), slot(fresh()))
                     zero = fresh()
                     mine = slot(zero)
                     if shapes.post_gates:
                         plgpu.barrier_wait(barriers["arrived"].at[groups + group + zero])
-                        y = _gated(y, load(inbox(zero)), dtype)
+                        y = _gated(y, inbox(zero), dtype)
                     plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
-                    mine[1] = y.astype(dtype)
+                    put_columns(mine.at[1], y.astype(dtype))
                     plgpu.commit_smem()
 
                     item, row, _ = schedule.at(step + zero, team)
@@ -335,9 +361,7 @@ def forward(shapes: Shapes):
                     if gated:
                         fetch_u(step + 1, fresh())
 
-            @pl.when(jnp.logical_not(work))
-            def _():
-                fetch_u(step + 1, fresh())
+            lax.cond(work, convolve, lambda: fetch_u(step + 1, fresh()))
 
         plgpu.wait_smem_to_gmem(0)
 
@@ -350,7 +374,8 @@ def forward(shapes: Shapes):
         "inbox": matrices((groups, N1, TILE), dtype, columns=CHUNK),
         "barriers": dict(
             tables=plgpu.Barrier(num_arrivals=5),
-            taps=plgpu.Barrier(num_arrivals=2 * len(lags)),
+            # The second is not used: only of several can one be named anew, whose address is not kept over the loop
+            taps=plgpu.Barrier(num_arrivals=2 * len(lags), num_barriers=2),
             arrived=plgpu.Barrier(num_arrivals=1, num_barriers=2 * groups if gated else groups),
             team=plgpu.Barrier(num_arrivals=team_size, num_barriers=teams),
             **({"done": plgpu.Barrier(num_arrivals=groups)} if teams > 1 else {}),
@@ -380,8 +405,8 @@ def backward(shapes: Shapes):
     share; ds is `(parts, D, C, lags, 2, 64, 64)` in float32, to be summed over its parts. An absent gate is not read.
 
     For four lags ds is 128 KB, more than is left on chip. A block of the grid has a row's share of it added to the
-    result in L2 by TMA while it works on, 16 columns of a lag at a time: real and imaginary part side by side are rows
-    of 128 bytes, which TMA adds in one piece.
+    result in L2 by TMA while it works on, 16 columns of a lag at a time. They lie as they are stored, in pieces of 8
+    columns, of which a warp fills 256 bytes at once; TMA adds them in rows of 128 bytes, each in one piece.
 
     The spectra X and H of a row fill shared memory. Those of the taps come from L2 for each row, to the place of X once
     it has been multiplied, if they fit there: `Shapes.dx_fits`. If not, the kernel is for ds alone, without the
@@ -408,7 +433,7 @@ def backward(shapes: Shapes):
 
         def plane(which, part, zero):
             """Of the spectrum of this warpgroup's block of x (0) or h (1)."""
-            return scratch["planes"].at[(which * groups + group) * 2 + part + zero]
+            return scratch["planes"].at[(which * groups + group + zero) * 2 + part]
 
         def arrived(which, part, zero):
             """The barrier of the sequence (0) or the gate (1) that is copied to that plane."""
@@ -463,7 +488,7 @@ def backward(shapes: Shapes):
 
                 def multiply(x=x):
                     plgpu.barrier_wait(arrived(which, 1, fresh(which)))
-                    x[...] = _gated(load(x), load(plane(which, 1, fresh(which))), dtype)
+                    put_columns(x, _gated(x, plane(which, 1, fresh(which)), dtype))
                     plgpu.commit_smem()
 
                 if any(has_gate):
@@ -502,8 +527,7 @@ def backward(shapes: Shapes):
             def values(rows):
                 return [[[load(part) for part in planes] for planes in row] for row in rows]
 
-            @pl.when(any_work)
-            def _():
+            def products():
                 plgpu.commit_smem()
                 meet(0, fresh())
                 channel, feature = schedule.place(item)
@@ -532,8 +556,10 @@ def backward(shapes: Shapes):
                     zero = fresh()
                     share = scratch["sums"].at[group + zero]
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                    share[...] = sums
+                    for number, piece in enumerate(sums):
+                        share.at[number][...] = piece
                     plgpu.commit_smem()
+                    share = share.reshape(N1, 2 * CHUNK)
                     target = ds.at[place * len(lags) + lag - lags[0], group + zero]
                     pl.when(begins)(functools.partial(plgpu.copy_smem_to_gmem, share, target))
                     add = functools.partial(plgpu.copy_smem_to_gmem, share, target, reduction_op="add")
@@ -564,23 +590,20 @@ def backward(shapes: Shapes):
                     fetch(0, step + 1, fresh())
 
             def transform_back():
-                product = [load(plane(1, part, fresh())) for part in (0, 1)]
+                product = [plane(1, part, fresh()) for part in (0, 1)]
                 mine = scratch["planes"].at[pl.ds((groups + group) * 2 + fresh(), 2)]
-                (result,) = chain.inverse([product], [mine])
+                result = inverse(chain, product, mine)
                 plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
                 zero = fresh()
-                plane(1, 1, zero)[...] = result.astype(dtype)
+                put_columns(plane(1, 1, zero), result.astype(dtype))
                 plgpu.commit_smem()
                 this, row, _ = schedule.at(step + zero, team)
                 channel, feature = schedule.place(this)
                 plgpu.copy_smem_to_gmem(plane(1, 1, zero), dx.at[row, channel, feature, block_rows(zero)])
 
+            lax.cond(any_work, products, lambda: fetch(0, step + 1, fresh()))
             if shapes.dx_fits:
                 pl.when(with_block(work))(transform_back)
-
-            @pl.when(jnp.logical_not(any_work))
-            def _():
-                fetch(0, step + 1, fresh())
 
         plgpu.wait_smem_to_gmem(0)
 
@@ -595,7 +618,7 @@ def backward(shapes: Shapes):
         "f2": matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
         "twiddle": matrices((2, N1, TILE), dtype, columns=CHUNK),
         "planes": matrices((4 * groups, N1, TILE), dtype, columns=CHUNK),
-        "sums": matrices((groups, N1, 2 * CHUNK), F32),
+        "sums": plgpu.SMEM((groups, 2 * CHUNK // _STEP, N1, _STEP), F32),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=5),
             "taps": plgpu.Barrier(num_arrivals=2 * len(lags)),
@@ -619,12 +642,12 @@ def backward(shapes: Shapes):
 
 def whole_spectra(ds, shapes: Shapes):
     """What `backward` gives for the spectra, put together: each warpgroup's columns are by themselves there."""
-    ds = ds.reshape(-1, *shapes.spectra, shapes.team * shapes.teams, N1, 2, CHUNK)
-    return jnp.moveaxis(ds, (-2, -4), (-4, -2)).reshape(-1, *shapes.spectra, 2, N1, TILE)
+    ds = ds.reshape(-1, *shapes.spectra, shapes.team * shapes.teams, 2, CHUNK // _STEP, N1, _STEP)
+    return jnp.moveaxis(ds, (-5, -4, -3), (-3, -5, -2)).reshape(-1, *shapes.spectra, 2, N1, TILE)
 
 
 def _block_correlations(xs, gs, lag: int):
-    """[re | im] of conj(X_(m-lag)) G_m, summed over all rows and blocks: a few columns at a time, in float32."""
+    """Of conj(X_(m-lag)) G_m, summed over all rows and blocks in float32, re and then im in pieces of 8 columns."""
     parts: tuple[list, list] = ([], [])
     for at in range(0, CHUNK, _STEP):
         columns = slice(at, at + _STEP)
@@ -636,7 +659,7 @@ def _block_correlations(xs, gs, lag: int):
                 im = a * d - b * c if im is None else im + a * d - b * c
         for part, total in zip(parts, (re, im), strict=True):
             part.append(total)
-    return lax.concatenate([*parts[0], *parts[1]], 1)
+    return [*parts[0], *parts[1]]
 
 
 def _block_products(xs, ks, shapes: Shapes, adjoint: bool = False):

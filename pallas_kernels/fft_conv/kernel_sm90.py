@@ -23,6 +23,7 @@ visits channels with the stride of the grid, and the tables stay.
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,13 @@ from pallas_kernels.fft_conv.widening import widened
 
 def _float(*arrays):
     return tuple(map(widened, arrays))
+
+
+def _joined(plane):
+    """A matrix in shared memory, whole or by blocks of columns `(blocks, rows, columns)`, in registers."""
+    if len(plane.shape) == 2:
+        return load(plane)
+    return lax.concatenate([load(plane.at[block]) for block in range(plane.shape[0])], 1)
 
 
 def _gated(x, gate, dtype):
@@ -90,7 +98,7 @@ class _Butterfly:
         """Both parts of F1. A narrow row's product would spend itself in reading F1 again from shared memory."""
         if self.twiddle.shape[-1] == TILE:
             return tuple(plane.T if transposed else plane for plane in complex_planes(self.f1, self.fresh()))
-        return tuple(load(plane) for plane in complex_planes(self.f1, self.fresh() + 2 * transposed))
+        return tuple(map(_joined, complex_planes(self.f1, self.fresh() + 2 * transposed)))
 
     def _right(self, tiles):
         """Z F2 for each z, as [Re z | Im z] times [[Re F2, Im F2], [-Im F2, Re F2]]."""
@@ -195,6 +203,14 @@ class Shapes:
     pre_gate: bool = False
     post_gates: int = 0
 
+    def whole(self, config: Config) -> bool:
+        """Whether every tile has all of its rows, and each of these all of its steps: one copy moves them then."""
+        return self.length == N1 and self.batch % config.rows == 0
+
+    def copies(self, config: Config) -> int:
+        """That bring a tile's rows."""
+        return 1 if self.whole(config) else config.rows
+
 
 @dataclasses.dataclass(frozen=True)
 class _Schedule:
@@ -273,8 +289,8 @@ class _Block:
         @pl.when(self.group == 0)
         def _():
             for name, table in (("f1", f1), ("f2", f2), ("twiddle", twiddle)):
-                for plane in range(self.scratch[name].shape[0]):
-                    plgpu.copy_gmem_to_smem(table.at[plane], self.scratch[name].at[plane], self.barriers["tables"])
+                for source, place in _pieces(table, self.scratch[name]):
+                    plgpu.copy_gmem_to_smem(source, place, self.barriers["tables"])
 
         plgpu.barrier_wait(self.barriers["tables"])
 
@@ -289,6 +305,10 @@ class _Block:
 
     def fetch(self, source, index: Callable[[Any], tuple], row, name: str):
         """Starts the copy of a tile's rows; a batch that ends inside it repeats its last row, which nobody stores."""
+        if self.shapes.whole(self.config):
+            rows = source.at[index(pl.ds(row, self.config.rows))]
+            plgpu.copy_gmem_to_smem(rows, self.scratch[name].at[self.group], self._barrier(name))
+            return
         for r in range(self.config.rows):
             plgpu.copy_gmem_to_smem(
                 source.at[index(jnp.minimum(row + r, self.shapes.batch - 1))],
@@ -297,14 +317,16 @@ class _Block:
             )
 
     def _barrier(self, name: str):
-        return self.barriers["rows"].at[self.rows.index(name) * self.config.warpgroups + self.group]
+        return self.barriers["copies"].at[self.rows.index(name) * self.config.warpgroups + self.group]
 
     def await_rows(self, name: str):
         plgpu.barrier_wait(self._barrier(name))
 
     def tile(self, name: str, mine):
-        """The rows of this warpgroup's tile in shared memory."""
-        return [self.scratch[name].at[mine, r] for r in range(self.config.rows)]
+        """The rows of this warpgroup's tile in shared memory, of the staging both planes of each."""
+        place = self.scratch[name].at[mine]
+        by_plane = name == "staging" and len(place.shape) == 4
+        return [place.at[:, r] if by_plane else place.at[r] for r in range(self.config.rows)]
 
     def fetch_spectrum(self, spectrum, item):
         schedule = self.schedule
@@ -312,12 +334,20 @@ class _Block:
         @pl.when((self.group == 0) & (item < schedule.items))
         def _():
             slot = lax.rem(item // schedule.grid, self.config.spectrum_slots)
-            for plane in range(self.scratch["spectrum"].shape[1]):
+            planes, arrivals = self.scratch["spectrum"].shape[1], self.shapes.copies(self.config)
+            cuts = pl.cdiv(arrivals, planes)  # of a plane, so that there are enough copies for a barrier
+            for place in range(planes * cuts):
+                part = place // cuts, pl.ds(place % cuts * (N1 // cuts), N1 // cuts)
                 plgpu.copy_gmem_to_smem(
-                    spectrum.at[item // schedule.splits, plane],
-                    self.scratch["spectrum"].at[slot, plane],
-                    self.barriers["spectrum"].at[slot],
+                    spectrum.at[item // schedule.splits, *part],
+                    self.scratch["spectrum"].at[slot, *part],
+                    self._spectrum_barriers(slot)[place // arrivals],
                 )
+
+    def _spectrum_barriers(self, slot):
+        each = _spectrum_barriers(self.config, self.shapes, self.scratch["spectrum"].shape[1])
+        first = len(self.rows) * self.config.warpgroups + slot * each
+        return [self.barriers["copies"].at[first + i] for i in range(each)]
 
     def begin_item(self, spectrum, item):
         """Waits for the item's spectrum and returns its slot; with a second slot, starts the next one's copy."""
@@ -329,9 +359,17 @@ class _Block:
             plgpu.barrier_arrive(self.barriers["done"])
             plgpu.barrier_wait(self.barriers["done"])
             self.fetch_spectrum(spectrum, item + (slots - 1) * self.schedule.grid)
-            plgpu.barrier_wait(self.barriers["spectrum"].at[slot])
+            for barrier in self._spectrum_barriers(slot):
+                plgpu.barrier_wait(barrier)
 
         return slot
+
+    def store_plane(self, plane: int, mine, target: Callable[[Any], Any], row):
+        """Starts the copy of a plane of the tile's staging to `target(batch rows)`."""
+        if self.shapes.whole(self.config):
+            plgpu.copy_smem_to_gmem(self.scratch["staging"].at[mine, plane], target(pl.ds(row, self.config.rows)))
+        else:
+            self.store([e.at[plane] for e in self.tile("staging", mine)], target, row)
 
     def store(self, rows, target: Callable[[Any], Any], row):
         """Starts the copy of a tile's rows in shared memory to `target(batch row)`."""
@@ -342,26 +380,52 @@ class _Block:
                 plgpu.copy_smem_to_gmem(source.at[pl.ds(0, self.shapes.length)], target(row + r))
 
 
-def _scratch(config: Config, shapes: Shapes, rows: Sequence[str], channels: int, **more):
+def _pieces(table, place):
+    """Pairs (source, place) of what a table is copied by: planes, or their blocks of columns."""
+    for plane in range(place.shape[0]):
+        if len(place.shape) == 3:
+            yield table.at[plane], place.at[plane]
+            continue
+        _, blocks, _, columns = place.shape
+        for block in range(blocks):
+            yield table.at[plane, :, pl.ds(block * columns, columns)], place.at[plane, block]
+
+
+def _spectrum_barriers(config: Config, shapes: Shapes, planes: int) -> int:
+    """Of a slot."""
+    return pl.cdiv(planes, shapes.copies(config))
+
+
+def barriers(config: Config, shapes: Shapes, rows: int, planes: int, tables: int):
+    """Those of `_Block`, for so many sequences in tiles, planes of a spectrum, and copies of tables.
+
+    What has arrived of each array of barriers takes a register all the while, so one array serves rows and spectra.
+    """
+    count = rows * config.warpgroups + config.spectrum_slots * _spectrum_barriers(config, shapes, planes)
+    return {
+        "tables": plgpu.Barrier(num_arrivals=tables),
+        "done": plgpu.Barrier(num_arrivals=config.warpgroups),
+        "copies": plgpu.Barrier(num_arrivals=shapes.copies(config), num_barriers=count),
+    }
+
+
+def _scratch(config: Config, shapes: Shapes, rows: Sequence[str], channels: int, f1_in_blocks: bool = False, **more):
     """Shared memory and barriers: `rows` names the tiles that are copied in; `channels` spectra belong to an item."""
     n2, groups, dtype = config.n2, config.warpgroups, shapes.dtype
-    f1_planes = 2 if n2 == TILE else 4
+    f1_shape: tuple[int, ...] = (2 if n2 == TILE else 4, N1, N1)
+    if f1_in_blocks and n2 < TILE:  # as wide as the rows, whose addresses they share
+        f1_shape = f1_shape[0], N1 // n2, N1, n2
     f2_shape = column_dft.blocks_shape(n2) if n2 in column_dft.POINTS else (2, n2, 2 * n2)
-    barriers = {
-        "tables": plgpu.Barrier(num_arrivals=f1_planes + f2_shape[0] + 2),
-        "spectrum": plgpu.Barrier(num_arrivals=2 * channels, num_barriers=config.spectrum_slots),
-        "done": plgpu.Barrier(num_arrivals=groups),
-        "rows": plgpu.Barrier(num_arrivals=config.rows, num_barriers=len(rows) * groups),
-    }
+    tables = math.prod(f1_shape[:-2]) + f2_shape[0] + 2
     return dict(
-        f1=matrices((f1_planes, N1, N1), dtype, columns=n2),
+        f1=matrices(f1_shape, dtype, columns=n2),
         f2=matrices(f2_shape, dtype, columns=min(n2, f2_shape[-1] // 2)),
         twiddle=matrices((2, N1, n2), dtype, columns=CHUNK),
         spectrum=matrices((config.spectrum_slots, 2 * channels, N1, n2), dtype, columns=CHUNK),
-        staging=matrices((groups, config.rows, 2, N1, n2), dtype),
+        staging=matrices((groups, 2, config.rows, N1, n2), dtype),
         **{name: matrices((groups, config.rows, N1, n2), dtype) for name in rows},
         **more,
-        barriers=barriers,
+        barriers=barriers(config, shapes, len(rows), 2 * channels, tables),
     )
 
 
@@ -388,8 +452,12 @@ def forward(config: Config, shapes: Shapes):
 
     def fft_conv_forward(u, pre_gate, post_gate, spectrum, f1, f2, twiddle, shift, out, scratch):
         block = _Block(schedule, shapes, names, scratch)
-        shift_by = shift[0]
+        kept_shift = shift[0]
         block.clear(*names)
+
+        def shift_by():
+            """Read again at each use where that alone leaves every tile's work without spilled registers."""
+            return shift[0] if shapes.whole(config) else kept_shift
 
         def fetch_rows(step, source, name):
             item, row, work = schedule.at(step)
@@ -421,7 +489,7 @@ def forward(config: Config, shapes: Shapes):
                 @pl.when(work)
                 def _():
                     def same_zero(number):
-                        zero = lax.shift_right_logical(number, shift_by)
+                        zero = lax.shift_right_logical(number, shift_by())
                         return lambda: zero
 
                     def tile(name, fresh):
@@ -451,7 +519,7 @@ def forward(config: Config, shapes: Shapes):
                         for e, y in zip(staging, ys, strict=True):
                             e[0] = y.astype(dtype)
                         plgpu.commit_smem()
-                        block.store([e.at[0] for e in staging], lambda b: out.at[b, channel, feature], row)
+                        block.store_plane(0, block.group + fresh(), lambda b: out.at[b, channel, feature], row)
 
                     if channels == 1:
                         # A gate's address takes registers too: with one, those of the tables are not kept.
@@ -478,7 +546,8 @@ def forward(config: Config, shapes: Shapes):
 
     complex_tiles = (config.warpgroups, config.rows, 2, N1, config.n2)
     more = {"spectra": matrices(complex_tiles, dtype, columns=CHUNK)} if channels > 1 else {}
-    scratch = _scratch(config, shapes, names, channels, **more)
+    # Rows that are copied one by one take registers, which F1 in blocks gives back; others would compile worse with it.
+    scratch = _scratch(config, shapes, names, channels, not shapes.whole(config), **more)
     out = jax.ShapeDtypeStruct((shapes.batch, channels, shapes.features, shapes.length, config.n2), dtype)
     return _launch(fft_conv_forward, schedule, scratch, out)
 
@@ -596,7 +665,8 @@ def backward(config: Config, shapes: Shapes):
                         plgpu.commit_smem()
                         item, row, _ = schedule.at(step + zero())
                         feature, channel = place(item)
-                        block.store(staging(plane), lambda b: target.at[b, channel, feature], row)
+                        mine = block.group + zero()
+                        block.store_plane(plane, mine, lambda b: target.at[b, channel, feature], row)
 
                     if pre:
                         if not post:  # or else the last result in this plane has left before the inverse of K X

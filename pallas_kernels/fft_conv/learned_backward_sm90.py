@@ -46,6 +46,7 @@ from pallas_kernels.fft_conv.kernel_sm90 import (
     _float,
     _Schedule,
     _zeros,
+    barriers,
 )
 from pallas_kernels.fft_conv.mosaic import (
     CHUNK,
@@ -289,12 +290,7 @@ def _scratch(config: Config, shapes: Shapes, derives_u: bool):
         scratch["staging"] = rows
     else:
         scratch["kept"] = matrices((groups, config.rows, 2, N1, n2), dtype, columns=CHUNK)
-    scratch["barriers"] = {
-        "tables": plgpu.Barrier(num_arrivals=2 * len(names)),
-        "spectrum": plgpu.Barrier(num_arrivals=2, num_barriers=config.spectrum_slots),
-        "done": plgpu.Barrier(num_arrivals=groups),
-        "rows": plgpu.Barrier(num_arrivals=config.rows, num_barriers=2 * groups),
-    }
+    scratch["barriers"] = barriers(config, shapes, rows=2, planes=2, tables=2 * len(names))
     return scratch
 
 

@@ -1,23 +1,26 @@
 """Pallas' interpreter of GPU kernels, with what JAX 0.11 lacks.
 
-That is left factors in registers, accumulators that start from a value, copies that add.
+That is left factors in registers, accumulators that start from a value, copies that add and copies of a reshaped view.
 
 What it cannot see: that products are asynchronous, and whether a matrix was committed before one reads it.
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import numpy as np
 from jax._src import callback
+from jax._src.pallas.mosaic.interpret.utils import Access
 from jax._src.pallas.mosaic_gpu.core import WGMMAAbstractAccumulatorRef
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, jaxpr_interpret, shared_memory
 from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
-from jax._src.state.types import AbstractRef
+from jax._src.state.types import AbstractRef, ReshapeTransform
 
 TESTED_VERSIONS = ((0, 11),)  # of JAX: what is replaced here is private to it
 
@@ -25,6 +28,8 @@ _Interpreter = jaxpr_interpret.JaxprInterpreter
 _product_from_shared_memory = _Interpreter._interpret_wgmma_ref_p
 _set_memory = _Interpreter._interpret_swap_p
 _copy = gpu_callbacks.copy_smem_to_gmem
+_Memory = shared_memory.GPUSharedMemory
+_access, _content = _Memory.access, _Memory.get_buffer_content
 
 
 @contextlib.contextmanager
@@ -36,6 +41,8 @@ def interpreted() -> Iterator[None]:
         mock.patch.object(gpu_callbacks, "copy_smem_to_gmem", _copy_or_add),
         mock.patch.object(WGMMAAbstractAccumulatorRef, "_setitem", AbstractRef._setitem),
         mock.patch.object(_Interpreter, "_interpret_swap_p", _set),
+        mock.patch.object(_Memory, "access", _access_or_view),
+        mock.patch.object(_Memory, "get_buffer_content", _content_or_view),
         _without_optimisation(),
         plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)),
     ):
@@ -124,6 +131,26 @@ def _accumulate(*, token, mesh_location, thread, acc, acc_at, a, b, b_at, source
     return token
 
 
+@dataclasses.dataclass(frozen=True)
+class _View(Access):
+    """What is touched, read in another shape."""
+
+    shape: tuple[int, ...] = ()
+
+
+def _access_or_view(memory, key, transforms):
+    *before, last = transforms or (None,)
+    if not isinstance(last, ReshapeTransform):
+        return _access(memory, key, transforms)
+    touched = _access(memory, key, before)
+    return _View(touched.range, touched.permutation, last.shape)
+
+
+def _content_or_view(memory, key, access, *arguments, **options):
+    content, *more = _content(memory, key, access, *arguments, **options)
+    return content.reshape(access.shape) if isinstance(access, _View) else content, *more
+
+
 class _Add(gpu_callbacks.AsyncCopySmemToGmemTask):
     """The asynchronous copy, which the interpreter runs at once, and then what was there before."""
 
@@ -147,7 +174,7 @@ def _copy_or_add(*, reduction_op, **arguments):
         return _copy(reduction_op=None, **arguments)
     assert reduction_op == "add"
     memory, thread = gpu_callbacks._get_shared_memory(), arguments["thread"]
-    places = {}
+    places: dict[str, Any] = {}
     for name in ("src", "dst"):
         key = gpu_callbacks.HostAllocationKey.from_array(arguments[f"{name}_allocation_key_as_array"])
         at = gpu_callbacks._remove_noop_transforms(arguments[f"{name}_transforms"])

@@ -40,6 +40,9 @@ SLOW_CASES = (
     (Case(4096, 5000, True, True, channels=2, skip=True, pre_gate=True, batch=(1,), features=1), "float16"),
     (Case(4096, 4096, True, pre_gate=True, post_gate="shared", batch=(2,), features=2), "bfloat16"),
     (Case(300, 300, circular=True, skip=True, batch=(2, 3), features=2), "float32"),
+    # tiles without a step or a row that is missing, which one copy moves
+    (Case(1024, 1024, pre_gate=True, post_gate="own", batch=(8,), features=2), "bfloat16"),
+    (Case(2048, 2048, True, channels=2, post_gate="shared", batch=(4,), features=2), "float16"),
 )
 SLOW = [pytest.param(*case, marks=pytest.mark.slow, id=f"{case[0]}-{case[1]}") for case in SLOW_CASES]
 FAST = [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in CASES]
