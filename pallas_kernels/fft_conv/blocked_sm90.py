@@ -30,7 +30,7 @@ from jax import lax
 from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import N1, SHARED_MEMORY_BYTES, TILE
 from pallas_kernels.fft_conv.kernel_sm90 import ByColumns, _float, _gated
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, load, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, load, matrices, persistent_kernel, sums_of_products
 
 _STEP = 8
 
@@ -102,12 +102,12 @@ class Shapes:
 class _Schedule:
     """Which item and which row a team works on at each step; an item is a spectrum of taps and a share of the batch.
 
-    Where the spectra are read anew for each row in any case, shares cost nothing, and `even` makes as many as it takes
-    for blocks to end together: of 768 spectra for 132 blocks a sixth turn would leave a block idle 3 % of its time.
+    A batch is shared out where there are fewer spectra than blocks, and also, in shares of no fewer rows than `least`, so
+    that blocks end together: with 768 spectra for 132 blocks the last turn would leave most of them idle, 3 % of the time.
     """
 
     shapes: Shapes
-    even: bool = False
+    least: int | None = None
 
     @property
     def spectra(self):
@@ -115,13 +115,14 @@ class _Schedule:
 
     @property
     def splits(self):
-        most = pl.cdiv(self.shapes.batch, self.shapes.teams)
-        if self.even:
-            return min(range(1, most + 1), key=self._rows_of_a_block)
-        return max(1, min(self.shapes.blocks // self.spectra, most))
+        most = max(1, min(self.shapes.blocks // self.spectra, pl.cdiv(self.shapes.batch, self.shapes.teams)))
+        if self.least is None:
+            return most
+        return min(range(1, max(most, self.shapes.batch // self.least) + 1), key=self._steps)
 
-    def _rows_of_a_block(self, splits: int) -> int:
-        return pl.cdiv(self.spectra * splits, self.shapes.blocks) * pl.cdiv(self.shapes.batch, splits)
+    def _steps(self, splits: int) -> int:
+        turns = pl.cdiv(self.spectra * splits, self.shapes.blocks)
+        return turns * pl.cdiv(pl.cdiv(self.shapes.batch, splits), self.shapes.teams)
 
     @property
     def rows(self):
@@ -204,7 +205,7 @@ def forward(shapes: Shapes):
     u is `(B, 1 or C, D, length, 64)`, the spectrum of the taps `(D, C, lags, 2, 64, 64)`, y `(B, C, D, length, 64)`. An
     absent gate is not read.
     """
-    schedule = _Schedule(shapes)
+    schedule = _Schedule(shapes, least=8)  # each turn reads the taps' spectra again
     dtype, count, team_size, teams = shapes.dtype, shapes.count, shapes.team, shapes.teams
     lags = shapes.lag_range
     groups = team_size * teams
@@ -381,16 +382,12 @@ def forward(shapes: Shapes):
             **({"done": plgpu.Barrier(num_arrivals=groups)} if teams > 1 else {}),
         ),
     }
-    return plgpu.kernel(
+    return persistent_kernel(
         fft_conv_blocked_forward,
-        out_type=jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype),
-        scratch_types={"scratch": scratch},
-        grid=(schedule.grid,),
-        grid_names=("block",),
-        num_threads=groups,
-        thread_name="warpgroup",
-        # Stores and reads of one matrix are of the same elements in each thread, or a commit or a barrier lies between.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+        jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype),
+        scratch,
+        schedule.grid,
+        groups,
     )
 
 
@@ -628,15 +625,12 @@ def backward(shapes: Shapes):
     }
     dx = jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype)
     ds = jax.ShapeDtypeStruct((schedule.splits * schedule.spectra * len(lags), groups, N1, 2 * CHUNK), F32)
-    return plgpu.kernel(
+    return persistent_kernel(
         fft_conv_blocked_backward if shapes.dx_fits else fft_conv_blocked_taps_gradient,
-        out_type=(dx, ds) if shapes.dx_fits else (ds,),
-        scratch_types={"scratch": scratch},
-        grid=(schedule.grid,),
-        grid_names=("block",),
-        num_threads=groups,
-        thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+        (dx, ds) if shapes.dx_fits else (ds,),
+        scratch,
+        schedule.grid,
+        groups,
     )
 
 

@@ -23,7 +23,15 @@ from jax import lax
 from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.kernel_sm90 import _conj_correlate, _conj_times, _correlate, _zeros
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, complex_planes, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import (
+    CHUNK,
+    F32,
+    by_columns,
+    complex_planes,
+    matrices,
+    persistent_kernel,
+    sums_of_products,
+)
 
 _SPECTRUM_SLOTS = 2
 
@@ -289,20 +297,6 @@ def _scratch(shapes: Shapes, rows: tuple[str, ...], **more):
     )
 
 
-def _launch(body, schedule: _Schedule, scratch, out_type):
-    return plgpu.kernel(
-        body,
-        out_type=out_type,
-        scratch_types={"scratch": scratch},
-        grid=(schedule.grid,),
-        grid_names=("block",),
-        num_threads=schedule.shapes.warpgroups,
-        thread_name="warpgroup",
-        # Stores and reads of one matrix are of the same elements in each thread, or a commit or a barrier lies between.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
-    )
-
-
 def forward(shapes: Shapes):
     """The kernel (z, spectrum, f1, f2, twiddle, [31]) -> w.
 
@@ -352,7 +346,7 @@ def forward(shapes: Shapes):
         plgpu.wait_smem_to_gmem(0)
 
     scratch = _scratch(shapes, ("z",), w=_rows(shapes), spectrum=_spectrum(shapes))
-    return _launch(fft_conv_inner_forward, schedule, scratch, shapes.result)
+    return persistent_kernel(fft_conv_inner_forward, shapes.result, scratch, schedule.grid, shapes.warpgroups)
 
 
 def backward(shapes: Shapes):
@@ -439,4 +433,4 @@ def backward(shapes: Shapes):
     scratch = _scratch(
         shapes, ("x", "h"), w=_rows(shapes), spectrum=_spectrum(shapes), spectra=_rows(shapes, layout=CHUNK)
     )
-    return _launch(fft_conv_inner_backward, schedule, scratch, out_type)
+    return persistent_kernel(fft_conv_inner_backward, out_type, scratch, schedule.grid, shapes.warpgroups)

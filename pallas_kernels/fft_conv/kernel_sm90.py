@@ -35,7 +35,16 @@ from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import N1, TILE, Config
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, complex_planes, load, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import (
+    CHUNK,
+    F32,
+    by_columns,
+    complex_planes,
+    load,
+    matrices,
+    persistent_kernel,
+    sums_of_products,
+)
 from pallas_kernels.fft_conv.widening import widened
 
 
@@ -429,18 +438,6 @@ def _scratch(config: Config, shapes: Shapes, rows: Sequence[str], channels: int,
     )
 
 
-def _launch(body, schedule: _Schedule, scratch, out_type):
-    return plgpu.kernel(
-        body,
-        out_type=out_type,
-        scratch_types={"scratch": scratch},
-        grid=(schedule.grid,),
-        grid_names=("block",),
-        num_threads=schedule.config.warpgroups,
-        thread_name="warpgroup",
-    )
-
-
 def forward(config: Config, shapes: Shapes):
     """The kernel (u, pre gate or None, post gate or None, spectrum, f1, f2, twiddle, [31]) -> y.
 
@@ -503,7 +500,12 @@ def forward(config: Config, shapes: Shapes):
                             x[...] = _gated(load(x), load(gate), dtype)
                         plgpu.commit_smem()
                     chain = butterfly(config, scratch, fresh)
-                    spectra = chain.forward(tile("u", fresh), then=lambda: fetch_rows(step + 1, u, "u"))
+
+                    def fetch_next():
+                        plgpu.commit_smem()  # the whole warpgroup has read its rows
+                        fetch_rows(step + 1, u, "u")
+
+                    spectra = chain.forward(tile("u", fresh), then=fetch_next)
 
                     def convolve(channel, spectra, fresh):
                         if shapes.post_gates:
@@ -516,6 +518,7 @@ def forward(config: Config, shapes: Shapes):
                             block.await_rows("gate")
                             ys = [_gated(y, load(gate), dtype) for y, gate in zip(ys, tile("gate", fresh), strict=True)]
                         staging = tile("staging", fresh)
+                        plgpu.commit_smem()  # the whole warpgroup has read what the results replace
                         for e, y in zip(staging, ys, strict=True):
                             e[0] = y.astype(dtype)
                         plgpu.commit_smem()
@@ -549,7 +552,7 @@ def forward(config: Config, shapes: Shapes):
     # Rows that are copied one by one take registers, which F1 in blocks gives back; others would compile worse with it.
     scratch = _scratch(config, shapes, names, channels, not shapes.whole(config), **more)
     out = jax.ShapeDtypeStruct((shapes.batch, channels, shapes.features, shapes.length, config.n2), dtype)
-    return _launch(fft_conv_forward, schedule, scratch, out)
+    return persistent_kernel(fft_conv_forward, out, scratch, schedule.grid, config.warpgroups)
 
 
 def _correlate(a, b, c, d, re, im):
@@ -648,6 +651,19 @@ def backward(config: Config, shapes: Shapes):
                     def fetch_next(name):
                         fetch_rows(step + 1 + zero(), name)
 
+                    def spectra(read, then_fetch=None):
+                        """Of rows in shared memory, whose place the next ones may then take."""
+                        results = chain().forward(read)
+                        if then_fetch:
+                            plgpu.commit_smem()  # the whole warpgroup has read them
+                            fetch_next(then_fetch)
+                        return results
+
+                    def inverse(products):
+                        results = chain().inverse(products, rows("staging"))
+                        plgpu.commit_smem()  # the whole warpgroup has read what the results replace
+                        return results
+
                     def gate(name, gate_name, products):
                         """Rounded as the forward kernel does."""
                         block.await_rows(name)
@@ -671,21 +687,18 @@ def backward(config: Config, shapes: Shapes):
                     if pre:
                         if not post:  # or else the last result in this plane has left before the inverse of K X
                             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                        xs = chain().forward(gate("u", "pre_gate", staging(1)))
+                        xs = spectra(gate("u", "pre_gate", staging(1)))
                     else:
                         block.await_rows("u")
-                        xs = chain().forward(rows("u"))
-                        fetch_next("u")
+                        xs = spectra(rows("u"), "u")
                     for z, (re, im) in zip(xs, kept(), strict=True):  # registers are short while H is made
                         re[...], im[...] = (part.astype(dtype) for part in z)
 
                     if post:
-                        hs = chain().forward(gate("g", "post_gate", rows("post_gate")))
-                        fetch_next("post_gate")
+                        hs = spectra(gate("g", "post_gate", rows("post_gate")), "post_gate")
                     else:
                         block.await_rows("g")
-                        hs = chain().forward(rows("g"))
-                        fetch_next("g")
+                        hs = spectra(rows("g"), "g")
 
                     products = []
                     for r, (z, w) in enumerate(zip(kept(), hs, strict=True)):
@@ -696,7 +709,7 @@ def backward(config: Config, shapes: Shapes):
                             counts, lambda ds, z=z, w=w: by_columns(_correlate, *z, *w, *ds), lambda ds: ds, ds
                         )
                         products.append(by_columns(functools.partial(_conj_correlate, dtype), *taps(), *w))
-                    dxs = chain().inverse(products, rows("staging"))
+                    dxs = inverse(products)
                     store(0, dxs, du, "pre_gate" if pre else None)
                     if pre:
                         store(1, dxs, d_gates[0], "u")
@@ -705,7 +718,7 @@ def backward(config: Config, shapes: Shapes):
 
                     if post:
                         products = [_conj_times(z, taps(), dtype) for z in kept()]
-                        store(0, chain().inverse(products, rows("staging")), d_gates[-1], "g")
+                        store(0, inverse(products), d_gates[-1], "g")
                         fetch_next("g")
                     return ds
 
@@ -731,4 +744,5 @@ def backward(config: Config, shapes: Shapes):
     parts = jax.ShapeDtypeStruct((schedule.splits * groups, shapes.features, 2 * channels, N1, n2), F32)
     spectra = matrices((groups, config.rows, 2, N1, n2), dtype, columns=CHUNK)
     scratch = _scratch(config, shapes, names, 1, spectra=spectra)
-    return _launch(fft_conv_backward, schedule, scratch, (share,) * (1 + pre + post) + (parts,))
+    out = (share,) * (1 + pre + post) + (parts,)
+    return persistent_kernel(fft_conv_backward, out, scratch, schedule.grid, config.warpgroups)

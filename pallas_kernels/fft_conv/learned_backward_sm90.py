@@ -55,6 +55,7 @@ from pallas_kernels.fft_conv.mosaic import (
     by_columns,
     complex_planes,
     matrices,
+    persistent_kernel,
     sums_of_products,
 )
 
@@ -263,16 +264,8 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
                 out[part, plane] = total
         plgpu.wait_smem_to_gmem(0)
 
-    return plgpu.kernel(
-        learned_fft_conv_backward,
-        out_type=(*parts, last),
-        scratch_types={"scratch": _scratch(config, shapes, derives_u)},
-        grid=(schedule.grid,),
-        grid_names=("block",),
-        num_threads=groups,
-        thread_name="warpgroup",
-        # Only what a commit or a barrier orders is shared between threads.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+    return persistent_kernel(
+        learned_fft_conv_backward, (*parts, last), _scratch(config, shapes, derives_u), schedule.grid, groups
     )
 
 

@@ -33,6 +33,25 @@ def load(ref):
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA)
 
 
+def persistent_kernel(body, out_type, scratch, blocks: int, warpgroups: int):
+    """A launch of `blocks` blocks of so many warpgroups; the body finds itself by the axes "block" and "warpgroup".
+
+    It orders what its threads share by itself: stores and reads of one matrix in shared memory are of the same elements
+    in each thread, or a commit or a barrier lies between. Mosaic, left to itself, puts a barrier before and after each,
+    24 instead of 8 in the forward kernel of 4096 steps.
+    """
+    return plgpu.kernel(
+        body,
+        out_type=out_type,
+        scratch_types={"scratch": scratch},
+        grid=(blocks,),
+        grid_names=("block",),
+        num_threads=warpgroups,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+    )
+
+
 def sums_of_products(*sums):
     """For each list of pairs the sum of the matrix products a b, in float32; all are issued before any is awaited."""
 

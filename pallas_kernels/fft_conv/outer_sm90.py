@@ -19,7 +19,7 @@ from jax import lax
 
 from pallas_kernels.fft_conv.config import BLOCK, N1, SHARED_MEMORY_BYTES, TILE
 from pallas_kernels.fft_conv.kernel_sm90 import _gated
-from pallas_kernels.fft_conv.mosaic import load, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import load, matrices, persistent_kernel, sums_of_products
 
 PANELS = BLOCK // TILE
 """Of a sequence."""
@@ -245,14 +245,4 @@ def stage(shapes: Shapes):
     }
     if shapes.gates:
         scratch["gates"] = matrices((groups, slots, shapes.gate_tiles * N1, TILE), dtype)
-    return plgpu.kernel(
-        fft_conv_outer_stage,
-        out_type=shapes.result,
-        scratch_types={"scratch": scratch},
-        grid=(grid,),
-        grid_names=("block",),
-        num_threads=groups,
-        thread_name="warpgroup",
-        # Only what a commit or a barrier orders is shared between threads.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
-    )
+    return persistent_kernel(fft_conv_outer_stage, shapes.result, scratch, grid, groups)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv.config import N1, Config
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, persistent_kernel, sums_of_products
 from pallas_kernels.fft_conv.tables import block_scale
 
 
@@ -160,14 +160,8 @@ def _kernel(config: Config, shape, dtype, before: bool):
             "taps": plgpu.Barrier(num_arrivals=2, num_barriers=2 * groups),
         },
     }
-    return plgpu.kernel(
-        fft_conv_spectrum,
-        out_type=jax.ShapeDtypeStruct((count, blocks - before, 2, N1, n2), dtype),
-        scratch_types={"scratch": scratch},
-        grid=(grid,),
-        grid_names=("block",),
-        num_threads=groups,
-        thread_name="warpgroup",
+    return persistent_kernel(
+        fft_conv_spectrum, jax.ShapeDtypeStruct((count, blocks - before, 2, N1, n2), dtype), scratch, grid, groups
     )
 
 

@@ -21,7 +21,7 @@ from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.blocked_sm90 import Shapes, _Schedule, load_tables, put
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.kernel_sm90 import ByColumns, _float, _gated
-from pallas_kernels.fft_conv.mosaic import CHUNK, load, matrices
+from pallas_kernels.fft_conv.mosaic import CHUNK, load, matrices, persistent_kernel
 
 GROUPS = 4
 MAX_BLOCKS = 2 * GROUPS
@@ -39,7 +39,7 @@ def forward(shapes: Shapes):
     """
     assert shapes.lags == (0, shapes.count - 1)
     assert GROUPS < shapes.count <= MAX_BLOCKS
-    schedule = _Schedule(shapes, even=True)
+    schedule = _Schedule(shapes, least=1)  # whose spectra are read for each row in any case
     dtype, count = shapes.dtype, shapes.count
     results = range(GROUPS, count), range(GROUPS)
     # The lag of each piece in the order in which they pass
@@ -244,14 +244,10 @@ def forward(shapes: Shapes):
             "u": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS),
         },
     }
-    return plgpu.kernel(
+    return persistent_kernel(
         fft_conv_streamed_forward,
-        out_type=jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype),
-        scratch_types={"scratch": scratch},
-        grid=(schedule.grid,),
-        grid_names=("block",),
-        num_threads=GROUPS,
-        thread_name="warpgroup",
-        # Stores and reads of one matrix are of the same elements in each thread, or a commit or a barrier lies between.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+        jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype),
+        scratch,
+        schedule.grid,
+        GROUPS,
     )
