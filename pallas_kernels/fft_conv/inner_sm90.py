@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
+from pallas_kernels.fft_conv.chain import conj_correlate, conj_times, correlate, opaque_zeros
 from pallas_kernels.fft_conv.config import N1, TILE
-from pallas_kernels.fft_conv.kernel_sm90 import _conj_correlate, _conj_times, _correlate, _zeros
 from pallas_kernels.fft_conv.mosaic import (
     CHUNK,
     F32,
@@ -125,7 +125,7 @@ class _Schedule:
 class _Chain:
     """The transform of rows and the way back, over the tables in shared memory; `fresh()` is always zero.
 
-    Every table is read at a zero of its own, as in `kernel_sm90`.
+    Every table is read at a zero of its own, as in `chain`.
     """
 
     scratch: Any
@@ -319,7 +319,7 @@ def forward(shapes: Shapes):
             @pl.loop(0, schedule.rounds)
             def _(turn):
                 step = visit * schedule.rounds + turn
-                fresh = _zeros(step, shift_by)
+                fresh = opaque_zeros(step, shift_by)
                 chain = _Chain(scratch, dtype, fresh)
                 work = schedule.at(step)[-1]
 
@@ -332,7 +332,7 @@ def forward(shapes: Shapes):
                     spectrum_of_row = chain.forward(
                         complex_planes(scratch["z"].at[block.group + fresh()], 0), fetch_next
                     )
-                    product = _conj_times(spectrum_of_row, block.taps(visit, fresh()), dtype)
+                    product = conj_times(spectrum_of_row, block.taps(visit, fresh()), dtype)
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
 
                     def result():
@@ -384,7 +384,7 @@ def backward(shapes: Shapes):
                 work = schedule.at(step)[-1]
 
                 def one(ds):
-                    fresh = _zeros(step, shift_by)
+                    fresh = opaque_zeros(step, shift_by)
                     chain = _Chain(scratch, dtype, fresh)
 
                     def planes(name):
@@ -399,9 +399,9 @@ def backward(shapes: Shapes):
                     # A branch, though it is always taken: ptxas would put these sums off to the end of the step.
                     kept = planes("spectra")
                     ds = lax.cond(
-                        fresh() == 0, lambda ds: by_columns(_correlate, *kept, *spectrum_of_h, *ds), lambda ds: ds, ds
+                        fresh() == 0, lambda ds: by_columns(correlate, *kept, *spectrum_of_h, *ds), lambda ds: ds, ds
                     )
-                    conjugate = functools.partial(_conj_correlate, dtype)
+                    conjugate = functools.partial(conj_correlate, dtype)
                     product = by_columns(conjugate, *block.taps(visit, fresh()), *spectrum_of_h)
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
                     chain.inverse(product, lambda: planes("w"))

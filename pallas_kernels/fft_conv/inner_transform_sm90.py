@@ -13,9 +13,9 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from pallas_kernels.fft_conv.chain import opaque_zeros
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.inner_sm90 import Shapes, _Block, _Chain, _rows, _Schedule, _scratch
-from pallas_kernels.fft_conv.kernel_sm90 import _zeros
 from pallas_kernels.fft_conv.mosaic import complex_planes, load, persistent_kernel
 
 
@@ -83,7 +83,7 @@ def _each_row(shapes: Shapes, scratch, source, tables, shift, transform):
         @pl.loop(0, schedule.rounds)
         def _(turn):
             step = visit * schedule.rounds + turn
-            chain = _Chain(scratch, shapes.dtype, _zeros(step, shift_by))
+            chain = _Chain(scratch, shapes.dtype, opaque_zeros(step, shift_by))
             item, row, work = schedule.at(step)
 
             def fetch_next():

@@ -9,7 +9,7 @@ from jax import lax
 F32 = jnp.float32
 CHUNK = 16
 """The narrowest columns that a matrix of 16-bit numbers in shared memory is cut to."""
-_STEP = 8
+PIECE = 8
 """Columns that elementwise work takes at a time, the narrowest a value in registers is cut to."""
 
 
@@ -98,5 +98,5 @@ def by_columns(function, *matrices):
             matrix[:, at : at + CHUNK] if isinstance(matrix, jax.Array) else load(matrix.at[:, pl.ds(at, CHUNK)])
             for matrix in matrices
         ]
-        results += [function(*(x[:, i : i + _STEP] for x in wide)) for i in range(0, CHUNK, _STEP)]
+        results += [function(*(x[:, i : i + PIECE] for x in wide)) for i in range(0, CHUNK, PIECE)]
     return tuple(lax.concatenate(parts, 1) for parts in zip(*results, strict=True))

@@ -33,7 +33,7 @@ def tap_spectra(taps: jax.Array, config: Config, dtype, f1, f2, twiddle, shift, 
       f1: this and the next two are the tables in float32.
       f2: see f1.
       twiddle: see f1.
-      shift: `[31]`, by which `kernel_sm90` makes its opaque zeros.
+      shift: `[31]`, by which `chain.opaque_zeros` makes its zeros.
       before: whether the first block lies before the first lag; without it, zeros do.
     """
     n2 = config.n2
