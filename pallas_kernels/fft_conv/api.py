@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from pallas_kernels.fft_conv import blocked, kernel_sm90, spectrum_sm90, streamed_sm90, three_pass
+from pallas_kernels.fft_conv import blocked, kernel_sm90, spectrum_sm90, streamed_sm90, three_pass, tiles
 from pallas_kernels.fft_conv.config import (
     BLOCK,
     LONGEST_ON_CHIP,
@@ -225,7 +225,7 @@ def _run_forward(u, pre_gate, post_gate, taps, f1, f2, twiddle, shift, gates: tu
     batch, features, length, n2 = u.shape
     channels = taps.shape[1]
     config = configuration(forward_kernel(channels, pre or post), n2, u.dtype)
-    shapes = kernel_sm90.Shapes(
+    shapes = tiles.Shapes(
         batch, channels, features, length, u.dtype, pre_gate=pre, post_gates=post_gate.shape[1] if post else 0
     )
     tables = f1, f2, twiddle
@@ -244,7 +244,7 @@ def _run_backward(u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift, gates
     batch, features, length, n2 = u.shape
     channels = taps.shape[1]
     config = configuration(Kernel.BACKWARD_GATED if pre or post else Kernel.BACKWARD, n2, u.dtype)
-    shapes = kernel_sm90.Shapes(
+    shapes = tiles.Shapes(
         batch, channels, features, length, u.dtype, pre_gate=pre, post_gates=post_gate.shape[1] if post else 0
     )
     tables = f1, f2, twiddle

@@ -10,9 +10,9 @@ where K_l is the spectrum of the taps from lag 4096 (l - 1) + 1 to 4096 (l + 1) 
 number of blocks will do, and the tables are those of 4096 steps. It costs (J + 1) / 2 complex products for each of J
 blocks instead of one, all on chip.
 
-A warpgroup transforms one block (`kernel_sm90` has the chain), and a team of J keeps its spectra in shared memory,
-where each warpgroup then does the products of its share of the columns, in place, for all blocks at once: every
-spectrum is read once. Rows of the batch never mix.
+A warpgroup transforms one block (`chain`), and a team of J keeps its spectra in shared memory, where each warpgroup
+then does the products of its share of the columns, in place, for all blocks at once: every spectrum is read once. Rows
+of the batch never mix.
 """
 
 import dataclasses
@@ -28,11 +28,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
+from pallas_kernels.fft_conv.chain import ByColumns, apply_gate, floats
 from pallas_kernels.fft_conv.config import N1, SHARED_MEMORY_BYTES, TILE
-from pallas_kernels.fft_conv.kernel_sm90 import ByColumns, _float, _gated
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, load, matrices, sums_of_products
-
-_STEP = 8
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, load, matrices, persistent_kernel, sums_of_products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +100,13 @@ class Shapes:
 class _Schedule:
     """Which item and which row a team works on at each step; an item is a spectrum of taps and a share of the batch.
 
-    Where the spectra are read anew for each row in any case, shares cost nothing, and `even` makes as many as it takes
-    for blocks to end together: of 768 spectra for 132 blocks a sixth turn would leave a block idle 3 % of its time.
+    A batch is shared out where there are fewer spectra than blocks, and also, in shares of no fewer rows than `least`,
+    so that blocks end together: with 768 spectra for 132 blocks the last turn would leave most of them idle, 3 % of the
+    time.
     """
 
     shapes: Shapes
-    even: bool = False
+    least: int | None = None
 
     @property
     def spectra(self):
@@ -115,13 +114,14 @@ class _Schedule:
 
     @property
     def splits(self):
-        most = pl.cdiv(self.shapes.batch, self.shapes.teams)
-        if self.even:
-            return min(range(1, most + 1), key=self._rows_of_a_block)
-        return max(1, min(self.shapes.blocks // self.spectra, most))
+        most = max(1, min(self.shapes.blocks // self.spectra, pl.cdiv(self.shapes.batch, self.shapes.teams)))
+        if self.least is None:
+            return most
+        return min(range(1, max(most, self.shapes.batch // self.least) + 1), key=self._steps)
 
-    def _rows_of_a_block(self, splits: int) -> int:
-        return pl.cdiv(self.spectra * splits, self.shapes.blocks) * pl.cdiv(self.shapes.batch, splits)
+    def _steps(self, splits: int) -> int:
+        turns = pl.cdiv(self.spectra * splits, self.shapes.blocks)
+        return turns * pl.cdiv(pl.cdiv(self.shapes.batch, splits), self.shapes.teams)
 
     @property
     def rows(self):
@@ -193,7 +193,7 @@ def inverse(chain: ByColumns, planes, scratch):
     for plane, part in enumerate(parts):
         put_columns(scratch.at[plane], part)
     plgpu.commit_smem()
-    first = chain._first_block(transposed=True)
+    first = chain.first_block(transposed=True)
     (row,) = sums_of_products([(block, scratch.at[plane]) for plane, block in enumerate(first)])
     return row
 
@@ -204,7 +204,7 @@ def forward(shapes: Shapes):
     u is `(B, 1 or C, D, length, 64)`, the spectrum of the taps `(D, C, lags, 2, 64, 64)`, y `(B, C, D, length, 64)`. An
     absent gate is not read.
     """
-    schedule = _Schedule(shapes)
+    schedule = _Schedule(shapes, least=8)  # each turn reads the taps' spectra again
     dtype, count, team_size, teams = shapes.dtype, shapes.count, shapes.team, shapes.teams
     lags = shapes.lag_range
     groups = team_size * teams
@@ -307,7 +307,7 @@ def forward(shapes: Shapes):
                         x = slot(zero).at[0]
                         if shapes.pre_gates:
                             plgpu.barrier_wait(barriers["arrived"].at[groups + group + zero])
-                            put_columns(x, _gated(x, inbox(zero), dtype))
+                            put_columns(x, apply_gate(x, inbox(zero), dtype))
                             plgpu.commit_smem()
 
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left the slot
@@ -350,7 +350,7 @@ def forward(shapes: Shapes):
                     mine = slot(zero)
                     if shapes.post_gates:
                         plgpu.barrier_wait(barriers["arrived"].at[groups + group + zero])
-                        y = _gated(y, inbox(zero), dtype)
+                        y = apply_gate(y, inbox(zero), dtype)
                     plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
                     put_columns(mine.at[1], y.astype(dtype))
                     plgpu.commit_smem()
@@ -381,16 +381,12 @@ def forward(shapes: Shapes):
             **({"done": plgpu.Barrier(num_arrivals=groups)} if teams > 1 else {}),
         ),
     }
-    return plgpu.kernel(
+    return persistent_kernel(
         fft_conv_blocked_forward,
-        out_type=jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype),
-        scratch_types={"scratch": scratch},
-        grid=(schedule.grid,),
-        grid_names=("block",),
-        num_threads=groups,
-        thread_name="warpgroup",
-        # Stores and reads of one matrix are of the same elements in each thread, or a commit or a barrier lies between.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+        jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype),
+        scratch,
+        schedule.grid,
+        groups,
     )
 
 
@@ -488,7 +484,7 @@ def backward(shapes: Shapes):
 
                 def multiply(x=x):
                     plgpu.barrier_wait(arrived(which, 1, fresh(which)))
-                    put_columns(x, _gated(x, plane(which, 1, fresh(which)), dtype))
+                    put_columns(x, apply_gate(x, plane(which, 1, fresh(which)), dtype))
                     plgpu.commit_smem()
 
                 if any(has_gate):
@@ -618,7 +614,7 @@ def backward(shapes: Shapes):
         "f2": matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
         "twiddle": matrices((2, N1, TILE), dtype, columns=CHUNK),
         "planes": matrices((4 * groups, N1, TILE), dtype, columns=CHUNK),
-        "sums": plgpu.SMEM((groups, 2 * CHUNK // _STEP, N1, _STEP), F32),
+        "sums": plgpu.SMEM((groups, 2 * CHUNK // PIECE, N1, PIECE), F32),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=5),
             "taps": plgpu.Barrier(num_arrivals=2 * len(lags)),
@@ -628,33 +624,30 @@ def backward(shapes: Shapes):
     }
     dx = jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype)
     ds = jax.ShapeDtypeStruct((schedule.splits * schedule.spectra * len(lags), groups, N1, 2 * CHUNK), F32)
-    return plgpu.kernel(
+    return persistent_kernel(
         fft_conv_blocked_backward if shapes.dx_fits else fft_conv_blocked_taps_gradient,
-        out_type=(dx, ds) if shapes.dx_fits else (ds,),
-        scratch_types={"scratch": scratch},
-        grid=(schedule.grid,),
-        grid_names=("block",),
-        num_threads=groups,
-        thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+        (dx, ds) if shapes.dx_fits else (ds,),
+        scratch,
+        schedule.grid,
+        groups,
     )
 
 
 def whole_spectra(ds, shapes: Shapes):
     """What `backward` gives for the spectra, put together: each warpgroup's columns are by themselves there."""
-    ds = ds.reshape(-1, *shapes.spectra, shapes.team * shapes.teams, 2, CHUNK // _STEP, N1, _STEP)
+    ds = ds.reshape(-1, *shapes.spectra, shapes.team * shapes.teams, 2, CHUNK // PIECE, N1, PIECE)
     return jnp.moveaxis(ds, (-5, -4, -3), (-3, -5, -2)).reshape(-1, *shapes.spectra, 2, N1, TILE)
 
 
 def _block_correlations(xs, gs, lag: int):
     """Of conj(X_(m-lag)) G_m, summed over all rows and blocks in float32, re and then im in pieces of 8 columns."""
     parts: tuple[list, list] = ([], [])
-    for at in range(0, CHUNK, _STEP):
-        columns = slice(at, at + _STEP)
+    for at in range(0, CHUNK, PIECE):
+        columns = slice(at, at + PIECE)
         re = im = None
         for x_row, g_row in zip(xs, gs, strict=True):
             for m in range(max(0, lag), min(len(g_row), len(g_row) + lag)):
-                (a, b), (c, d) = (_float(*(plane[:, columns] for plane in z)) for z in (x_row[m - lag], g_row[m]))
+                (a, b), (c, d) = (floats(*(plane[:, columns] for plane in z)) for z in (x_row[m - lag], g_row[m]))
                 re = a * c + b * d if re is None else re + a * c + b * d
                 im = a * d - b * c if im is None else im + a * d - b * c
         for part, total in zip(parts, (re, im), strict=True):
@@ -668,12 +661,12 @@ def _block_products(xs, ks, shapes: Shapes, adjoint: bool = False):
     The adjoint is that of Y_j = sum_m conj(K_(m-j)) X_m.
     """
     halves = []
-    for at in range(0, CHUNK, _STEP):
-        columns = slice(at, at + _STEP)
-        x = [_float(*(plane[:, columns] for plane in planes)) for planes in xs]
+    for at in range(0, CHUNK, PIECE):
+        columns = slice(at, at + PIECE)
+        x = [floats(*(plane[:, columns] for plane in planes)) for planes in xs]
         ys: list[Any] = [None] * shapes.count
         for k, lag in zip(ks, shapes.lag_range, strict=True):
-            c, d = _float(*(plane[:, columns] for plane in k))
+            c, d = floats(*(plane[:, columns] for plane in k))
             for m in range(max(0, lag), min(shapes.count, shapes.count + lag)):
                 source, target = (m, m - lag) if adjoint else (m - lag, m)
                 a, b = x[source]

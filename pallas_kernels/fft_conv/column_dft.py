@@ -23,11 +23,10 @@ import jax.experimental.pallas as pl
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.fft_conv.mosaic import CHUNK, load, sums_of_products
+from pallas_kernels.fft_conv.mosaic import CHUNK, PIECE, load, sums_of_products
 from pallas_kernels.fft_conv.widening import widened
 
 POINTS = (32, 64)
-_STEP = 8
 PAIR = 2
 """Products at once: of more, kernels of 128 registers have none left to issue them one after the other."""
 
@@ -49,7 +48,7 @@ def in_order(spectrum):
 
 def twiddle_in_order(twiddle):
     """Twiddle factors `(..., n)` over r, in the order in which they are taken."""
-    cut = twiddle.reshape(*twiddle.shape[:-1], -1, CHUNK // _STEP, _STEP)
+    cut = twiddle.reshape(*twiddle.shape[:-1], -1, CHUNK // PIECE, PIECE)
     return cut.swapaxes(-3, -2).reshape(twiddle.shape) / cut.shape[-3]
 
 
@@ -98,7 +97,7 @@ def _twiddles(planes, piece: int):
     width = planes[0].shape[-1] // 2
     places = range(piece * width, (piece + 1) * width, CHUNK)
     wide = [[load(part.at[:, pl.ds(at, CHUNK)]) for part in planes] for at in places]
-    return [tuple(widened(part[:, i : i + _STEP]) for part in both) for both in wide for i in (0, _STEP)]
+    return [tuple(widened(part[:, i : i + PIECE]) for part in both) for both in wide for i in (0, PIECE)]
 
 
 def _products(zs, table, together: int):
@@ -130,10 +129,10 @@ def there(zs, twiddle, table, dtype, together: int = PAIR):
 def _turned(z, twiddle, dtype):
     """Z T after the step in registers."""
     pieces = []
-    for piece in range(CHUNK // _STEP):
+    for piece in range(CHUNK // PIECE):
         turned = []
         for b1, (c, d) in enumerate(_twiddles(twiddle, piece)):
-            a, b = (part[:, CHUNK * b1 + _STEP * piece :][:, :_STEP] for part in z)
+            a, b = (part[:, CHUNK * b1 + PIECE * piece :][:, :PIECE] for part in z)
             turned.append((a * c - b * d, a * d + b * c))
         pieces.append([tuple(part.astype(dtype) for part in both) for both in _radix(turned)])
     return _side_by_side(pieces)
@@ -146,8 +145,8 @@ def back(zs, twiddle, table, dtype, together: int = PAIR):
     """
     for sums in _of_each(zs, _products(zs, table, together)):
         pieces = []
-        for piece in range(CHUNK // _STEP):
-            columns = slice(_STEP * piece, _STEP * (piece + 1))
+        for piece in range(CHUNK // PIECE):
+            columns = slice(PIECE * piece, PIECE * (piece + 1))
             results = _radix([tuple(part[:, columns] for part in both) for both in sums])
             turned = zip(results, _twiddles(twiddle, piece), strict=True)
             pieces.append(

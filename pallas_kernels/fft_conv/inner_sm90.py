@@ -21,9 +21,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
+from pallas_kernels.fft_conv.chain import conj_correlate, conj_times, correlate, opaque_zeros
 from pallas_kernels.fft_conv.config import N1, TILE
-from pallas_kernels.fft_conv.kernel_sm90 import _conj_correlate, _conj_times, _correlate, _zeros
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, complex_planes, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import (
+    CHUNK,
+    F32,
+    by_columns,
+    complex_planes,
+    matrices,
+    persistent_kernel,
+    sums_of_products,
+)
 
 _SPECTRUM_SLOTS = 2
 
@@ -117,7 +125,7 @@ class _Schedule:
 class _Chain:
     """The transform of rows and the way back, over the tables in shared memory; `fresh()` is always zero.
 
-    Every table is read at a zero of its own, as in `kernel_sm90`.
+    Every table is read at a zero of its own, as in `chain`.
     """
 
     scratch: Any
@@ -289,20 +297,6 @@ def _scratch(shapes: Shapes, rows: tuple[str, ...], **more):
     )
 
 
-def _launch(body, schedule: _Schedule, scratch, out_type):
-    return plgpu.kernel(
-        body,
-        out_type=out_type,
-        scratch_types={"scratch": scratch},
-        grid=(schedule.grid,),
-        grid_names=("block",),
-        num_threads=schedule.shapes.warpgroups,
-        thread_name="warpgroup",
-        # Stores and reads of one matrix are of the same elements in each thread, or a commit or a barrier lies between.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
-    )
-
-
 def forward(shapes: Shapes):
     """The kernel (z, spectrum, f1, f2, twiddle, [31]) -> w.
 
@@ -325,7 +319,7 @@ def forward(shapes: Shapes):
             @pl.loop(0, schedule.rounds)
             def _(turn):
                 step = visit * schedule.rounds + turn
-                fresh = _zeros(step, shift_by)
+                fresh = opaque_zeros(step, shift_by)
                 chain = _Chain(scratch, dtype, fresh)
                 work = schedule.at(step)[-1]
 
@@ -338,7 +332,7 @@ def forward(shapes: Shapes):
                     spectrum_of_row = chain.forward(
                         complex_planes(scratch["z"].at[block.group + fresh()], 0), fetch_next
                     )
-                    product = _conj_times(spectrum_of_row, block.taps(visit, fresh()), dtype)
+                    product = conj_times(spectrum_of_row, block.taps(visit, fresh()), dtype)
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
 
                     def result():
@@ -352,7 +346,7 @@ def forward(shapes: Shapes):
         plgpu.wait_smem_to_gmem(0)
 
     scratch = _scratch(shapes, ("z",), w=_rows(shapes), spectrum=_spectrum(shapes))
-    return _launch(fft_conv_inner_forward, schedule, scratch, shapes.result)
+    return persistent_kernel(fft_conv_inner_forward, shapes.result, scratch, schedule.grid, shapes.warpgroups)
 
 
 def backward(shapes: Shapes):
@@ -390,7 +384,7 @@ def backward(shapes: Shapes):
                 work = schedule.at(step)[-1]
 
                 def one(ds):
-                    fresh = _zeros(step, shift_by)
+                    fresh = opaque_zeros(step, shift_by)
                     chain = _Chain(scratch, dtype, fresh)
 
                     def planes(name):
@@ -405,9 +399,9 @@ def backward(shapes: Shapes):
                     # A branch, though it is always taken: ptxas would put these sums off to the end of the step.
                     kept = planes("spectra")
                     ds = lax.cond(
-                        fresh() == 0, lambda ds: by_columns(_correlate, *kept, *spectrum_of_h, *ds), lambda ds: ds, ds
+                        fresh() == 0, lambda ds: by_columns(correlate, *kept, *spectrum_of_h, *ds), lambda ds: ds, ds
                     )
-                    conjugate = functools.partial(_conj_correlate, dtype)
+                    conjugate = functools.partial(conj_correlate, dtype)
                     product = by_columns(conjugate, *block.taps(visit, fresh()), *spectrum_of_h)
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
                     chain.inverse(product, lambda: planes("w"))
@@ -439,4 +433,4 @@ def backward(shapes: Shapes):
     scratch = _scratch(
         shapes, ("x", "h"), w=_rows(shapes), spectrum=_spectrum(shapes), spectra=_rows(shapes, layout=CHUNK)
     )
-    return _launch(fft_conv_inner_backward, schedule, scratch, out_type)
+    return persistent_kernel(fft_conv_inner_backward, out_type, scratch, schedule.grid, shapes.warpgroups)

@@ -13,10 +13,10 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from pallas_kernels.fft_conv.chain import opaque_zeros
 from pallas_kernels.fft_conv.config import N1, TILE
-from pallas_kernels.fft_conv.inner_sm90 import Shapes, _Block, _Chain, _launch, _rows, _Schedule, _scratch
-from pallas_kernels.fft_conv.kernel_sm90 import _zeros
-from pallas_kernels.fft_conv.mosaic import complex_planes, load
+from pallas_kernels.fft_conv.inner_sm90 import Shapes, _Block, _Chain, _rows, _Schedule, _scratch
+from pallas_kernels.fft_conv.mosaic import complex_planes, load, persistent_kernel
 
 
 def forward(shapes: Shapes, dtype):
@@ -41,7 +41,7 @@ def forward(shapes: Shapes, dtype):
 
     out_type = jax.ShapeDtypeStruct((shapes.batch, shapes.rows, 2, N1, TILE), dtype)
     scratch = _scratch(shapes, ("z",), w=_rows(shapes, dtype))
-    return _launch(fft_conv_inner_transform, _Schedule(shapes), scratch, out_type)
+    return persistent_kernel(fft_conv_inner_transform, out_type, scratch, _Schedule(shapes).grid, shapes.warpgroups)
 
 
 def inverse(shapes: Shapes):
@@ -63,7 +63,8 @@ def inverse(shapes: Shapes):
 
         _each_row(shapes, scratch, s, (f1, f2, twiddle), shift, transform)
 
-    return _launch(fft_conv_inner_inverse, _Schedule(shapes), _scratch(shapes, ("z",), w=_rows(shapes)), shapes.result)
+    scratch = _scratch(shapes, ("z",), w=_rows(shapes))
+    return persistent_kernel(fft_conv_inner_inverse, shapes.result, scratch, _Schedule(shapes).grid, shapes.warpgroups)
 
 
 def _each_row(shapes: Shapes, scratch, source, tables, shift, transform):
@@ -82,7 +83,7 @@ def _each_row(shapes: Shapes, scratch, source, tables, shift, transform):
         @pl.loop(0, schedule.rounds)
         def _(turn):
             step = visit * schedule.rounds + turn
-            chain = _Chain(scratch, shapes.dtype, _zeros(step, shift_by))
+            chain = _Chain(scratch, shapes.dtype, opaque_zeros(step, shift_by))
             item, row, work = schedule.at(step)
 
             def fetch_next():

@@ -18,10 +18,10 @@ from jaxtyping import Array, Complex, Float
 from pallas_kernels.fft_conv import learned_backward_sm90, learned_paired_sm90, learned_sm90, spectrum_sm90
 from pallas_kernels.fft_conv.api import _axes, _needs_cuda_p
 from pallas_kernels.fft_conv.config import N1, TILE, Config
-from pallas_kernels.fft_conv.kernel_sm90 import Shapes
 from pallas_kernels.fft_conv.lowering import lowered_once, traced_once
 from pallas_kernels.fft_conv.platform import on_cuda, varying_alike
 from pallas_kernels.fft_conv.tables import _scale, block_scale, dft_tables
+from pallas_kernels.fft_conv.tiles import Shapes
 
 # The kernels shift their loop counter right by this, to a zero that the compiler takes for a variable.
 _SHIFT = 31

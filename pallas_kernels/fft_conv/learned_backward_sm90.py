@@ -37,17 +37,8 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.fft_conv.chain import Butterfly, correlate, floats, opaque_zeros
 from pallas_kernels.fft_conv.config import N1, TILE, Config
-from pallas_kernels.fft_conv.kernel_sm90 import (
-    Shapes,
-    _Block,
-    _Butterfly,
-    _correlate,
-    _float,
-    _Schedule,
-    _zeros,
-    barriers,
-)
 from pallas_kernels.fft_conv.mosaic import (
     CHUNK,
     F32,
@@ -55,8 +46,10 @@ from pallas_kernels.fft_conv.mosaic import (
     by_columns,
     complex_planes,
     matrices,
+    persistent_kernel,
     sums_of_products,
 )
+from pallas_kernels.fft_conv.tiles import Block, Schedule, Shapes, barriers
 
 
 def tables(derives_u: bool) -> tuple[str, ...]:
@@ -82,13 +75,13 @@ def default_config(n2: int, warpgroups: int | None = None) -> Config:
 
 def _by_conjugate(dtype, weight, a, b, c, d):
     """(a + ib) times the conjugate of c + id, times a real weight."""
-    a, b, c, d = _float(a, b, c, d)
+    a, b, c, d = floats(a, b, c, d)
     return ((a * c + b * d) * weight).astype(dtype), ((b * c - a * d) * weight).astype(dtype)
 
 
 def _by(dtype, weight, a, b, c, d):
     """(a + ib) (c + id), times a real weight."""
-    a, b, c, d = _float(a, b, c, d)
+    a, b, c, d = floats(a, b, c, d)
     return ((a * c - b * d) * weight).astype(dtype), ((a * d + b * c) * weight).astype(dtype)
 
 
@@ -107,7 +100,7 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
     """
     dtype, n2, groups = shapes.dtype, config.n2, config.warpgroups
     names = tables(derives_u)
-    schedule = _Schedule(config, shapes.batch, shapes.features)
+    schedule = Schedule(config, shapes.batch, shapes.features)
     partial_tiles = shapes.batch % config.rows != 0
     weigh = _by_conjugate if derives_u else _by
 
@@ -119,7 +112,7 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
 
     def learned_fft_conv_backward(other, own, spectrum, shift, *refs, scratch):
         blocks, (d_first, d_second, d_last) = refs[: len(names)], refs[len(names) :]
-        block = _Block(schedule, shapes, ["other", "own"], scratch)
+        block = Block(schedule, shapes, ["other", "own"], scratch)
         shift_by = shift[0]
         block.clear("other", "own")
 
@@ -145,7 +138,7 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
 
         def tile(step, slot, totals):
             first, second, dk = totals
-            zero = _zeros(step, shift_by)
+            zero = opaque_zeros(step, shift_by)
             item, row, _ = schedule.at(step)
             feature = item // schedule.splits
 
@@ -157,7 +150,7 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
 
             def chain(first_name, second_name):
                 now = zero()
-                return _Butterfly(scratch[first_name], scratch[second_name], scratch["twiddle"], lambda: now)
+                return Butterfly(scratch[first_name], scratch[second_name], scratch["twiddle"], lambda: now)
 
             def weight(r):
                 """Zero for a row beyond the batch, in a tile that ends there."""
@@ -174,12 +167,12 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
                     ref[...] = _side_by_side(some)
 
             block.await_rows("own")
-            f = chain("own_first", "own_back")._first_block()
+            f = chain("own_first", "own_back").first_block()
             sums = sums_of_products(*([(part, s)] for s in rows("own") for part in f))
             bs = by_twiddle(functools.partial(_by, dtype, 1.0), zip(sums[::2], sums[1::2], strict=True))
             save("held", bs)
             if not derives_u:  # registers are short while O is made
-                for z, kept in zip(chain("own_first", "own_second")._right(bs), rows("kept"), strict=True):
+                for z, kept in zip(chain("own_first", "own_second").right(bs), rows("kept"), strict=True):
                     kept[0], kept[1] = (part.astype(dtype) for part in z)
 
             def fetch_other():
@@ -194,7 +187,7 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
                     counts = schedule.at(step + zero())[1] + r < shapes.batch
                     dk = lax.cond(
                         counts,
-                        lambda dk, z=z, kept=kept: by_columns(_correlate, *z, *complex_planes(kept, 0), *dk),
+                        lambda dk, z=z, kept=kept: by_columns(correlate, *z, *complex_planes(kept, 0), *dk),
                         lambda dk: dk,
                         dk,
                     )
@@ -207,7 +200,7 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
             save("cotangent", cs)
             plgpu.commit_smem()
 
-            a_s = by_twiddle(functools.partial(_by_conjugate, dtype, 1.0), chain("own_first", "own_back")._right(cs))
+            a_s = by_twiddle(functools.partial(_by_conjugate, dtype, 1.0), chain("own_first", "own_back").right(cs))
             sequences = rows("own")
             first = add_products(first, *([(z[p], s.T) for z, s in zip(a_s, sequences, strict=True)] for p in (0, 1)))
             pairs = zip(planes("held"), planes("cotangent"), strict=True)
@@ -263,16 +256,8 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
                 out[part, plane] = total
         plgpu.wait_smem_to_gmem(0)
 
-    return plgpu.kernel(
-        learned_fft_conv_backward,
-        out_type=(*parts, last),
-        scratch_types={"scratch": _scratch(config, shapes, derives_u)},
-        grid=(schedule.grid,),
-        grid_names=("block",),
-        num_threads=groups,
-        thread_name="warpgroup",
-        # Only what a commit or a barrier orders is shared between threads.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+    return persistent_kernel(
+        learned_fft_conv_backward, (*parts, last), _scratch(config, shapes, derives_u), schedule.grid, groups
     )
 
 

@@ -33,6 +33,7 @@ from pallas_kernels.fft_conv.mosaic import (
     complex_planes,
     load,
     matrices,
+    persistent_kernel,
     sums_of_products,
 )
 
@@ -277,14 +278,4 @@ def backward(shapes: Shapes, blocks: int = 132):
             "met": plgpu.Barrier(num_arrivals=_SIDES),
         },
     }
-    return plgpu.kernel(
-        learned_fft_conv_backward,
-        out_type=results,
-        scratch_types={"scratch": scratch},
-        grid=(schedule.grid,),
-        grid_names=("block",),
-        num_threads=_SIDES,
-        thread_name="warpgroup",
-        # Only what a commit or a barrier orders is shared between threads.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
-    )
+    return persistent_kernel(learned_fft_conv_backward, results, scratch, schedule.grid, _SIDES)

@@ -17,9 +17,10 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.fft_conv.chain import Butterfly, conj_times
 from pallas_kernels.fft_conv.config import N1, TILE, Config
-from pallas_kernels.fft_conv.kernel_sm90 import Shapes, _Block, _Butterfly, _conj_times, _launch, _Schedule, _scratch
-from pallas_kernels.fft_conv.mosaic import complex_planes, matrices
+from pallas_kernels.fft_conv.mosaic import complex_planes, matrices, persistent_kernel
+from pallas_kernels.fft_conv.tiles import Block, Schedule, Shapes, scratch_types
 
 
 class Tables(NamedTuple):
@@ -45,11 +46,11 @@ def default_config(n2: int, warpgroups: int | None = None, spectrum_slots: int |
     return Config(n2, warpgroups or (3 if n2 == 32 else 4), spectrum_slots or (1 if n2 == TILE else 2))
 
 
-class _WayBack(_Butterfly):
+class _WayBack(Butterfly):
     """The chain whose first block is stored as it is multiplied by, and not as its transpose."""
 
-    def _first_block(self, transposed: bool = False):
-        return super()._first_block(False)
+    def first_block(self, transposed: bool = False):
+        return super().first_block(False)
 
 
 def forward(config: Config, shapes: Shapes):
@@ -58,10 +59,10 @@ def forward(config: Config, shapes: Shapes):
     u is `(B, D, length, n2)`, the spectrum of the taps `(D, 2, 64, n2)`, y `(B, 1, D, length, n2)`.
     """
     dtype, n2 = shapes.dtype, config.n2
-    schedule = _Schedule(config, shapes.batch, shapes.features)
+    schedule = Schedule(config, shapes.batch, shapes.features)
 
     def learned_fft_conv_forward(u, spectrum, f1, f2, f1_back, f2_back, twiddle, shift, out, scratch):
-        block = _Block(schedule, shapes, ["u"], scratch)
+        block = Block(schedule, shapes, ["u"], scratch)
         shift_by = shift[0]
         block.clear("u")
 
@@ -98,12 +99,12 @@ def forward(config: Config, shapes: Shapes):
                     zero = lax.shift_right_logical(step, shift_by)
                     mine = block.group + zero
                     tiles, staging = block.tile("u", mine), block.tile("staging", mine)
-                    there = _Butterfly(scratch["f1"], scratch["f2"], scratch["twiddle"], lambda: zero)
+                    there = Butterfly(scratch["f1"], scratch["f2"], scratch["twiddle"], lambda: zero)
                     back = _WayBack(scratch["f1_back"], scratch["f2_back"], scratch["twiddle"], lambda: zero)
                     block.await_rows("u")
                     spectra = there.forward(tiles, then=lambda: fetch_rows(step + 1))
                     taps = complex_planes(scratch["spectrum"].at[slot], zero)
-                    ys = back.inverse([_conj_times(z, taps, dtype) for z in spectra], staging)
+                    ys = back.inverse([conj_times(z, taps, dtype) for z in spectra], staging)
                     for e, y in zip(staging, ys, strict=True):
                         e[0] = y.astype(dtype)
                     plgpu.commit_smem()
@@ -115,12 +116,14 @@ def forward(config: Config, shapes: Shapes):
 
         plgpu.wait_smem_to_gmem(0)
 
-    scratch = _scratch(config, shapes, ["u"], 1)
+    scratch = scratch_types(config, shapes, ["u"], 1)
     scratch["barriers"]["tables"] = plgpu.Barrier(num_arrivals=2 * len(Tables._fields))
     scratch["f1"] = scratch["f1_back"] = matrices((2, N1, N1), dtype, columns=n2)
     scratch["f2"] = scratch["f2_back"] = matrices((2, n2, 2 * n2), dtype, columns=n2)
     out = jax.ShapeDtypeStruct((shapes.batch, 1, shapes.features, shapes.length, n2), dtype)
-    return _launch(learned_fft_conv_forward, schedule, scratch, out)
+    return persistent_kernel(
+        learned_fft_conv_forward, out, scratch, schedule.grid, config.warpgroups, automatic_barriers=True
+    )
 
 
 def shared_memory(config: Config) -> int:

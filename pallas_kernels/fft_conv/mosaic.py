@@ -9,7 +9,7 @@ from jax import lax
 F32 = jnp.float32
 CHUNK = 16
 """The narrowest columns that a matrix of 16-bit numbers in shared memory is cut to."""
-_STEP = 8
+PIECE = 8
 """Columns that elementwise work takes at a time, the narrowest a value in registers is cut to."""
 
 
@@ -31,6 +31,25 @@ def matrices(shape, dtype, columns: int | None = None):
 def load(ref):
     """The matrix in the registers' layout of the tensor cores' results."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA)
+
+
+def persistent_kernel(body, out_type, scratch, blocks: int, warpgroups: int, *, automatic_barriers: bool = False):
+    """A launch of `blocks` blocks of so many warpgroups; the body finds itself by the axes "block" and "warpgroup".
+
+    Without automatic barriers it orders by itself what its threads share: stores and reads of one matrix in shared
+    memory are of the same elements in each thread, or a commit or a barrier lies between. Mosaic, left to it, puts one
+    before and after each, 24 instead of 8 in the forward kernel of 4096 steps.
+    """
+    return plgpu.kernel(
+        body,
+        out_type=out_type,
+        scratch_types={"scratch": scratch},
+        grid=(blocks,),
+        grid_names=("block",),
+        num_threads=warpgroups,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=not automatic_barriers),
+    )
 
 
 def sums_of_products(*sums):
@@ -79,5 +98,5 @@ def by_columns(function, *matrices):
             matrix[:, at : at + CHUNK] if isinstance(matrix, jax.Array) else load(matrix.at[:, pl.ds(at, CHUNK)])
             for matrix in matrices
         ]
-        results += [function(*(x[:, i : i + _STEP] for x in wide)) for i in range(0, CHUNK, _STEP)]
+        results += [function(*(x[:, i : i + PIECE] for x in wide)) for i in range(0, CHUNK, PIECE)]
     return tuple(lax.concatenate(parts, 1) for parts in zip(*results, strict=True))

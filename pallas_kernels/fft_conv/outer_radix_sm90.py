@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv.config import BLOCK, N1
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, persistent_kernel, sums_of_products
 from pallas_kernels.fft_conv.outer_plan import OuterPlan
 from pallas_kernels.fft_conv.widening import widened
 
@@ -104,16 +104,8 @@ def _load_tables(group, f, factors, scratch, barrier):
 
 def _launch(body, panels: _Panels, scratch, rows: int):
     shapes = panels.shapes
-    return plgpu.kernel(
-        body,
-        out_type=jax.ShapeDtypeStruct((shapes.sequences, rows, BLOCK), shapes.dtype),
-        scratch_types={"scratch": scratch},
-        grid=(panels.grid,),
-        grid_names=("block",),
-        num_threads=_GROUPS,
-        thread_name="warpgroup",
-        # Only what a commit or a barrier orders is shared between threads.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+    return persistent_kernel(
+        body, jax.ShapeDtypeStruct((shapes.sequences, rows, BLOCK), shapes.dtype), scratch, panels.grid, _GROUPS
     )
 
 

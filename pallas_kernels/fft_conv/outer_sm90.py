@@ -17,9 +17,9 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.fft_conv.chain import apply_gate
 from pallas_kernels.fft_conv.config import BLOCK, N1, SHARED_MEMORY_BYTES, TILE
-from pallas_kernels.fft_conv.kernel_sm90 import _gated
-from pallas_kernels.fft_conv.mosaic import load, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import load, matrices, persistent_kernel, sums_of_products
 
 PANELS = BLOCK // TILE
 """Of a sequence."""
@@ -215,12 +215,12 @@ def stage(shapes: Shapes):
                 if shapes.gates and shapes.gate_in:
                     for tile in range(shapes.tiles_in):
                         x = tile_of("panels", tile)
-                        x[...] = _gated(load(x), load(tile_of("gates", tile)), dtype)
+                        x[...] = apply_gate(load(x), load(tile_of("gates", tile)), dtype)
                     plgpu.commit_smem()
                 for tile in range(shapes.tiles_out):
                     (y,) = sums_of_products([(scratch["matrix"].at[tile], scratch["panels"].at[group, slot])])
                     if shapes.gates and not shapes.gate_in:
-                        y = _gated(y, load(tile_of("gates", tile)), dtype)
+                        y = apply_gate(y, load(tile_of("gates", tile)), dtype)
                     slot_out = lax.rem(step * shapes.tiles_out + tile, _STAGING_SLOTS)
                     staging = scratch["staging"].at[group, slot_out]
                     # The last tile but one has left its place.
@@ -245,14 +245,4 @@ def stage(shapes: Shapes):
     }
     if shapes.gates:
         scratch["gates"] = matrices((groups, slots, shapes.gate_tiles * N1, TILE), dtype)
-    return plgpu.kernel(
-        fft_conv_outer_stage,
-        out_type=shapes.result,
-        scratch_types={"scratch": scratch},
-        grid=(grid,),
-        grid_names=("block",),
-        num_threads=groups,
-        thread_name="warpgroup",
-        # Only what a commit or a barrier orders is shared between threads.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
-    )
+    return persistent_kernel(fft_conv_outer_stage, shapes.result, scratch, grid, groups)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv.config import N1, Config
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, persistent_kernel, sums_of_products
 from pallas_kernels.fft_conv.tables import block_scale
 
 
@@ -33,7 +33,7 @@ def tap_spectra(taps: jax.Array, config: Config, dtype, f1, f2, twiddle, shift, 
       f1: this and the next two are the tables in float32.
       f2: see f1.
       twiddle: see f1.
-      shift: `[31]`, by which `kernel_sm90` makes its opaque zeros.
+      shift: `[31]`, by which `chain.opaque_zeros` makes its zeros.
       before: whether the first block lies before the first lag; without it, zeros do.
     """
     n2 = config.n2
@@ -160,15 +160,8 @@ def _kernel(config: Config, shape, dtype, before: bool):
             "taps": plgpu.Barrier(num_arrivals=2, num_barriers=2 * groups),
         },
     }
-    return plgpu.kernel(
-        fft_conv_spectrum,
-        out_type=jax.ShapeDtypeStruct((count, blocks - before, 2, N1, n2), dtype),
-        scratch_types={"scratch": scratch},
-        grid=(grid,),
-        grid_names=("block",),
-        num_threads=groups,
-        thread_name="warpgroup",
-    )
+    out = jax.ShapeDtypeStruct((count, blocks - before, 2, N1, n2), dtype)
+    return persistent_kernel(fft_conv_spectrum, out, scratch, grid, groups, automatic_barriers=True)
 
 
 def _times_split(dtype):

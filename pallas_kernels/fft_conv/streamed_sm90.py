@@ -19,9 +19,9 @@ from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.blocked_sm90 import Shapes, _Schedule, load_tables, put
+from pallas_kernels.fft_conv.chain import ByColumns, apply_gate, floats
 from pallas_kernels.fft_conv.config import N1, TILE
-from pallas_kernels.fft_conv.kernel_sm90 import ByColumns, _float, _gated
-from pallas_kernels.fft_conv.mosaic import CHUNK, load, matrices
+from pallas_kernels.fft_conv.mosaic import CHUNK, load, matrices, persistent_kernel
 
 GROUPS = 4
 MAX_BLOCKS = 2 * GROUPS
@@ -39,7 +39,7 @@ def forward(shapes: Shapes):
     """
     assert shapes.lags == (0, shapes.count - 1)
     assert GROUPS < shapes.count <= MAX_BLOCKS
-    schedule = _Schedule(shapes, even=True)
+    schedule = _Schedule(shapes, least=1)  # whose spectra are read for each row in any case
     dtype, count = shapes.dtype, shapes.count
     results = range(GROUPS, count), range(GROUPS)
     # The lag of each piece in the order in which they pass
@@ -136,7 +136,7 @@ def forward(shapes: Shapes):
                     plgpu.barrier_wait(barriers["u"].at[second * GROUPS + group + zero])
                     x = slot(second, zero).at[0]
                     if shapes.pre_gates:
-                        x[...] = _gated(load(x), gate_in_ring(fresh(second)), dtype)
+                        x[...] = apply_gate(load(x), gate_in_ring(fresh(second)), dtype)
                         plgpu.commit_smem()
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last results have left the slots
                     chain = ByColumns.over(scratch, functools.partial(fresh, second))
@@ -164,12 +164,12 @@ def forward(shapes: Shapes):
                         fetch_piece(step, number + _RING - 1, zero)
                     place = group * _RING + number % _RING + zero
                     plgpu.barrier_wait(barriers["ring"].at[place])
-                    c, d = _float(*(load(ring.at[place, plane]) for plane in (0, 1)))
+                    c, d = floats(*(load(ring.at[place, plane]) for plane in (0, 1)))
                     for m in ms:
                         if m < lag:
                             continue
                         spectrum_of_block = scratch["slots"].at[m - lag + zero, :, :, columns_of_group(zero)]
-                        a, b = _float(*(load(spectrum_of_block.at[plane]) for plane in (0, 1)))
+                        a, b = floats(*(load(spectrum_of_block.at[plane]) for plane in (0, 1)))
                         if m not in ys:  # conj(Y), in an order in which each line is two fused operations
                             ys[m] = a * c - b * d, -(a * d) - b * c
                         else:
@@ -190,7 +190,7 @@ def forward(shapes: Shapes):
                     zero = fresh(second)
                     mine = slot(second, zero)
                     if shapes.post_gates:
-                        y = _gated(y, gate_in_ring(fresh(second)), dtype)
+                        y = apply_gate(y, gate_in_ring(fresh(second)), dtype)
                     plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
                     mine[1] = y.astype(dtype)
                     plgpu.commit_smem()
@@ -244,14 +244,10 @@ def forward(shapes: Shapes):
             "u": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS),
         },
     }
-    return plgpu.kernel(
+    return persistent_kernel(
         fft_conv_streamed_forward,
-        out_type=jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype),
-        scratch_types={"scratch": scratch},
-        grid=(schedule.grid,),
-        grid_names=("block",),
-        num_threads=GROUPS,
-        thread_name="warpgroup",
-        # Stores and reads of one matrix are of the same elements in each thread, or a commit or a barrier lies between.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+        jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype),
+        scratch,
+        schedule.grid,
+        GROUPS,
     )

@@ -24,6 +24,7 @@ from pallas_kernels.fft_conv import (
     outer_sm90,
     spectrum_sm90,
     streamed_sm90,
+    tiles,
 )
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config, Kernel
 from pallas_kernels.fft_conv.outer_plan import RADICES, OuterPlan
@@ -69,16 +70,14 @@ def _tables(config, dtype):
     return jax.eval_shape(lambda: (*convolution_tables(*dft_tables(config, dtype)), jnp.zeros(1, jnp.int32)))
 
 
-def _shapes(program: Program, channels: int, gated: bool) -> kernel_sm90.Shapes:
+def _shapes(program: Program, channels: int, gated: bool) -> tiles.Shapes:
     batch, length = 64 - program.options, N1 - 8 * program.options
     post_gates = (channels if program.options else 1) if gated else 0
     dtype = jnp.dtype(program.dtype)
-    return kernel_sm90.Shapes(batch, channels, FEATURES, length, dtype, gated and program.options, post_gates)
+    return tiles.Shapes(batch, channels, FEATURES, length, dtype, gated and program.options, post_gates)
 
 
-def _rows(
-    shapes: kernel_sm90.Shapes | blocked_sm90.Shapes, n2: int, channels: int | None = None
-) -> jax.ShapeDtypeStruct:
+def _rows(shapes: tiles.Shapes | blocked_sm90.Shapes, n2: int, channels: int | None = None) -> jax.ShapeDtypeStruct:
     """Sequences, `(B, D, rows, n2)`, or those of channels."""
     of_channels = () if channels is None else (channels,)
     return jax.ShapeDtypeStruct((shapes.batch, *of_channels, shapes.features, shapes.length, n2), shapes.dtype)
@@ -241,7 +240,7 @@ class Learned:
 
 def _learned_operands(program: Program):
     n2, dtype = program.config.n2, jnp.dtype(program.dtype)
-    shapes = kernel_sm90.Shapes(64 - program.options, 1, FEATURES, N1 - 8 * program.options, dtype)
+    shapes = tiles.Shapes(64 - program.options, 1, FEATURES, N1 - 8 * program.options, dtype)
     spectrum = jax.ShapeDtypeStruct((FEATURES, 2, N1, n2), dtype)
     blocks = {"first": (2, N1, N1), "second": (2, n2, 2 * n2), "back": (2, n2, 2 * n2), "twiddle": (2, N1, n2)}
     blocks = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in blocks.items()}

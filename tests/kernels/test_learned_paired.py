@@ -7,7 +7,7 @@ import pytest
 
 from pallas_kernels.fft_conv import learned_paired_sm90
 from pallas_kernels.fft_conv.config import N1, TILE
-from pallas_kernels.fft_conv.kernel_sm90 import Shapes
+from pallas_kernels.fft_conv.tiles import Shapes
 from tests.kernels.interpreter import interpreted
 from tests.tolerances import FUSED
 

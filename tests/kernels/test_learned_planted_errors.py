@@ -80,14 +80,14 @@ def _conjugated(parts, n2, second=learned_backward_sm90.second_cotangent):
 
 
 def _uncorrelated(a, b, c, d, re, im):
-    a, b = learned_backward_sm90._float(a, b)
+    a, b = learned_backward_sm90.floats(a, b)
     return re + a * c - b * d, im + a * d + b * c
 
 
 STEPS = {
     "conjugate products": ("_by_conjugate", learned_backward_sm90._by),
     "products": ("_by", learned_backward_sm90._by_conjugate),
-    "product of the spectra": ("_correlate", _uncorrelated),
+    "product of the spectra": ("correlate", _uncorrelated),
     "cotangent of the second block": ("second_cotangent", _conjugated),
 }
 

@@ -4,7 +4,6 @@ Stages: F1, twiddle, F2, spectrum of the taps, conjugate product, F2, twiddle an
 the gradients; gates; places of the taps.
 """
 
-import functools
 from unittest import mock
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.fft_conv import api, blocked_sm90, column_dft, kernel_sm90, spectrum_sm90
+from pallas_kernels.fft_conv import api, blocked_sm90, chain, column_dft, kernel_sm90, spectrum_sm90
 from pallas_kernels.fft_conv.config import N1, Config
 from pallas_kernels.fft_conv.tables import dft_tables
 from tests.kernels.interpreter import interpreted
@@ -78,10 +77,10 @@ def _times_conjugate(z, w, dtype):
     """Z conj(w)."""
 
     def times(a, b, c, d):
-        a, b, c, d = kernel_sm90._float(a, b, c, d)
+        a, b, c, d = chain.floats(a, b, c, d)
         return (a * c + b * d).astype(dtype), (b * c - a * d).astype(dtype)
 
-    return kernel_sm90.by_columns(times, *z, *w)
+    return chain.by_columns(times, *z, *w)
 
 
 def _split_times_conjugate(dtype):
@@ -92,29 +91,18 @@ def _split_times_conjugate(dtype):
     return times
 
 
-def _inverse_with(conj_times, inverse=kernel_sm90._Butterfly.inverse):
-    """The way back, in which another function turns by the twiddle."""
-
-    @functools.wraps(inverse)
-    def changed(*args, **kwargs):
-        with mock.patch.object(kernel_sm90, "_conj_times", conj_times):
-            return inverse(*args, **kwargs)
-
-    return changed
-
-
-def _minus_on_the_way_back(butterfly, transposed=False, first_block=kernel_sm90._Butterfly._first_block):
+def _minus_on_the_way_back(butterfly, transposed=False, first_block=chain.Butterfly.first_block):
     re, im = first_block(butterfly, transposed)
     return (re, -im) if transposed else (re, im)
 
 
 def _uncorrelated(a, b, c, d, re, im):
-    a, b = kernel_sm90._float(a, b)
+    a, b = chain.floats(a, b)
     return re + a * c - b * d, im + a * d + b * c
 
 
 def _not_conjugated(dtype, a, b, c, d):
-    a, b = kernel_sm90._float(a, b)
+    a, b = chain.floats(a, b)
     return (a * c + b * d).astype(dtype), (a * d - b * c).astype(dtype)
 
 
@@ -159,30 +147,19 @@ BOTH_SIDES = Case(256, 256, bidirectional=True, batch=(1,), features=1)
 
 # Stage -> the result that an error in it must show in, a case that has the stage, and what replaces what.
 STEPS = {
-    "twiddle": ("y", PLAIN, [(kernel_sm90, "_times", _times_conjugate)]),
-    "conjugate of the product with the taps": (
-        "y",
-        PLAIN,
-        [
-            (kernel_sm90, "_conj_times", kernel_sm90._times),
-            (kernel_sm90._Butterfly, "inverse", _inverse_with(kernel_sm90._conj_times)),
-        ],
-    ),
-    "twiddle on the way back": (
-        "y",
-        PLAIN,
-        [(kernel_sm90._Butterfly, "inverse", _inverse_with(kernel_sm90._times))],
-    ),
-    "last product": ("y", PLAIN, [(kernel_sm90._Butterfly, "_first_block", _minus_on_the_way_back)]),
+    "twiddle": ("y", PLAIN, [(chain, "times", _times_conjugate)]),
+    "conjugate of the product with the taps": ("y", PLAIN, [(kernel_sm90, "conj_times", chain.times)]),
+    "twiddle on the way back": ("y", PLAIN, [(chain, "conj_times", chain.times)]),
+    "last product": ("y", PLAIN, [(chain.Butterfly, "first_block", _minus_on_the_way_back)]),
     "radix-4 step": ("y", WIDE, [(column_dft, "_radix_4", _turned_the_other_way)]),
     "blocks of 16 points on the way back": ("y", WIDE, [(column_dft, "half", _there_both_ways)]),
     "order of the twiddles of 64 columns": ("y", WIDE, [(column_dft, "_twiddles", _of_the_other_piece)]),
     "order of the frequencies of 64 columns": ("y", WIDE, [(column_dft, "in_order", lambda spectrum: spectrum)]),
     "twiddle of the taps": ("y", PLAIN, [(spectrum_sm90, "_times_split", _split_times_conjugate)]),
     "place of the reverse taps": ("y", BOTH_SIDES, [(api, "_place", _reverse_taps_with_minus)]),
-    "gate": ("y", GATED, [(kernel_sm90, "_gated", _negative(kernel_sm90._gated))]),
-    "product of the spectra of u and g": ("kernel", PLAIN, [(kernel_sm90, "_correlate", _uncorrelated)]),
-    "conjugate product of taps and g": ("u", PLAIN, [(kernel_sm90, "_conj_correlate", _not_conjugated)]),
+    "gate": ("y", GATED, [(kernel_sm90, "apply_gate", _negative(chain.apply_gate))]),
+    "product of the spectra of u and g": ("kernel", PLAIN, [(kernel_sm90, "correlate", _uncorrelated)]),
+    "conjugate product of taps and g": ("u", PLAIN, [(kernel_sm90, "conj_correlate", _not_conjugated)]),
     "products of blocks": ("y", BLOCKS, [(blocked_sm90, "_block_products", _later_blocks_forgotten)]),
     "products of blocks for u": ("u", BLOCKS, [(blocked_sm90, "_block_products", _not_adjoint)]),
     "products of blocks for the taps": ("kernel", BLOCKS, [(blocked_sm90, "_block_correlations", _previous_lag)]),

@@ -94,11 +94,11 @@ def test_a_program_is_made_of_all_that_its_kernel_mentions_and_of_no_other_kerne
         found = sources.closure("tests.kernels.programs", name)
         return {one.removeprefix("pallas_kernels.fft_conv.") for one in found}
 
-    shared = {"config.Config", "mosaic.by_columns", "mosaic._STEP", "tables.dft_tables", "tables._scale"}
+    shared = {"config.Config", "mosaic.by_columns", "mosaic.PIECE", "tables.dft_tables", "tables._scale"}
     forward, backward, spectrum = (closure(name) for name in ("_forward", "_backward", "_spectrum"))
     assert shared <= forward & backward & spectrum
-    assert {"kernel_sm90._Block", "kernel_sm90._conj_times"} <= forward & backward
-    assert {"kernel_sm90._correlate", "kernel_sm90.backward"} <= backward - forward
+    assert {"tiles.Block", "chain.conj_times"} <= forward & backward
+    assert {"chain.correlate", "kernel_sm90.backward"} <= backward - forward
     assert "spectrum_sm90._times_split" in spectrum - forward
 
 
