@@ -536,11 +536,12 @@ def backward(shapes: Shapes):
 
                     @pl.when(group == 0)
                     def _():
+                        now = fresh()
                         for lag, part in itertools.product(range(len(lags)), (0, 1)):
                             plgpu.copy_gmem_to_smem(
                                 spectrum.at[feature, channel, lag, part],
                                 scratch["planes"].at[lag * 2 + part + fresh()],
-                                barriers["taps"],
+                                barriers["taps"].at[now],
                             )
 
                 begins = lax.rem(step, schedule.rounds) == 0
@@ -569,7 +570,7 @@ def backward(shapes: Shapes):
                         pl.when(fresh() == 0)(functools.partial(add, lag))
 
                 if shapes.dx_fits:
-                    plgpu.barrier_wait(barriers["taps"])
+                    plgpu.barrier_wait(barriers["taps"].at[fresh()])
                     zero = fresh()
                     for row in spectra(1, zero):
                         ks = [
@@ -617,7 +618,7 @@ def backward(shapes: Shapes):
         "sums": plgpu.SMEM((groups, 2 * CHUNK // PIECE, N1, PIECE), F32),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=5),
-            "taps": plgpu.Barrier(num_arrivals=2 * len(lags)),
+            "taps": plgpu.Barrier(num_arrivals=2 * len(lags), num_barriers=2),  # the second unused, as in `forward`
             "arrived": plgpu.Barrier(num_arrivals=1, num_barriers=(4 if any(has_gate) else 3) * groups),
             "all": plgpu.Barrier(num_arrivals=groups, num_barriers=2),
         },

@@ -20,10 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # three passes and with learned blocks have one configuration.
 SPILLS = {  # program -> bytes of the stack, bytes spilled to it and read back
     "forward, two channels, n2 = 32, float16, options off": (8, 8),
-    "backward, 4 blocks, lags 0 to 3, bfloat16, options off": (8, 16),
-    "backward, 4 blocks, lags 0 to 3, bfloat16, options on": (8, 16),
-    "backward, 4 blocks, lags 0 to 3, float16, options off": (8, 16),
-    "backward, 4 blocks, lags 0 to 3, float16, options on": (8, 16),
     "learned backward, n2 = 32, launch 1, bfloat16, options off": (8, 12),
     "learned backward, n2 = 32, launch 1, bfloat16, options on": (8, 12),
     "learned backward, n2 = 32, launch 1, float16, options off": (8, 12),
