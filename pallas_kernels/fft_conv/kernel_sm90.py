@@ -36,16 +36,11 @@ from pallas_kernels.fft_conv.chain import (
     conj_correlate,
     conj_times,
     correlate,
-    floats,
     opaque_zeros,
 )
 from pallas_kernels.fft_conv.config import N1, Config
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, complex_planes, load, matrices, persistent_kernel
 from pallas_kernels.fft_conv.tiles import Block, Schedule, Shapes, scratch_types
-
-# By the names that `learned_paired_sm90` has for them.
-_Schedule = Schedule
-_float, _zeros = floats, opaque_zeros
 
 
 def forward(config: Config, shapes: Shapes):

@@ -22,8 +22,8 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.fft_conv.chain import floats, opaque_zeros
 from pallas_kernels.fft_conv.config import N1, TILE, Config
-from pallas_kernels.fft_conv.kernel_sm90 import Shapes, _float, _Schedule, _zeros
 from pallas_kernels.fft_conv.learned_backward_sm90 import _by, _by_conjugate
 from pallas_kernels.fft_conv.mosaic import (
     CHUNK,
@@ -36,6 +36,7 @@ from pallas_kernels.fft_conv.mosaic import (
     persistent_kernel,
     sums_of_products,
 )
+from pallas_kernels.fft_conv.tiles import Schedule, Shapes
 
 _SIDES = 2
 """Warpgroups of a block: that of u and that of g."""
@@ -48,7 +49,7 @@ _SLOTS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class _PairSchedule(_Schedule):
+class _PairSchedule(Schedule):
     """One row at a time for all of a block."""
 
     def at(self, step):
@@ -61,7 +62,7 @@ class _PairSchedule(_Schedule):
 
 def _weighed(dtype, sign, a, b, c, d):
     """(a + ib) times conj(c + id) where the sign is 1, times c + id where it is -1."""
-    a, b, c, d = _float(a, b, c, d)
+    a, b, c, d = floats(a, b, c, d)
     d = sign * d
     return (a * c + b * d).astype(dtype), (b * c - a * d).astype(dtype)
 
@@ -69,7 +70,7 @@ def _weighed(dtype, sign, a, b, c, d):
 def _correlated(zero, a, b, c, d, re, im):
     """(re, im) + conj(a + ib) (c + id)."""
     # With a zero, lest the compiler make float32 numbers of a and b once, for this and for C, and spill 64 in between.
-    a, b, c, d = _float(a + zero, b + zero, c, d)
+    a, b, c, d = floats(a + zero, b + zero, c, d)
     return re + a * c + b * d, im + a * d - b * c
 
 
@@ -140,7 +141,7 @@ def backward(shapes: Shapes, blocks: int = 132):
 
         def tile(step, totals):
             d_m, d_n = totals
-            zero = _zeros(step, shift_by)
+            zero = opaque_zeros(step, shift_by)
             place = lax.rem(step, _SLOTS) * _SIDES + side
 
             def planes(name, of=side):
