@@ -210,8 +210,7 @@ def parse(argv: Sequence[str] | None, *, gpu: bool, most: int) -> argparse.Names
     parser.add_argument("--batch", type=positive, help="default: at most 64, as many as one device holds")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"), help="folder for the JSON")
     parser.add_argument("--seconds", type=float, help="start no row after so long; default: 70 if quick")
-    # More would not be faster: Python lowers one kernel at a time, and the first row would wait for the last.
-    parser.add_argument("--threads", type=positive, default=2, help="programs of one case that are compiled at once")
+    parser.add_argument("--threads", type=positive, default=8, help="programs of one case that are compiled at once")
     parser.add_argument("--quick", action="store_true", help="one and all devices, causal, few short rounds")
     settings = parser.parse_args(argv)
     settings.devices = sorted(set(settings.devices or ({1, powers[-1]} if settings.quick else powers)))
