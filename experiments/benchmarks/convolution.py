@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     gpu = jax.default_backend() == "gpu"
     settings = parse(argv, gpu=gpu)
-    effort = Effort(repeats=5, round_seconds=0.01, limit_seconds=0.5) if settings.quick else Effort()
+    effort = Effort(repeats=5, limit_seconds=1.0) if settings.quick else Effort()
     record = here({key: value for key, value in vars(settings).items() if key != "out"})
     settings.out.mkdir(parents=True, exist_ok=True)
     stem = "_".join(["convolution", slug(record.device), record.date[:19].replace(":", "")])

@@ -47,8 +47,6 @@ class Trace:
 
     jaxpr: core.Jaxpr
     warpgroups: int
-    automatic: bool
-    """Whether Mosaic puts barriers into it."""
 
     @classmethod
     def of(cls, kernel, operands) -> "Trace":
@@ -56,7 +54,8 @@ class Trace:
         equations = _equations(jax.make_jaxpr(kernel)(*operands).jaxpr)
         (launch,) = (equation for equation in equations if equation.primitive.name == "mpmd_map")
         (mesh,), (jaxpr,) = launch.params["meshes"], launch.params["jaxprs"]
-        return cls(jaxpr, mesh.num_threads, not launch.params["compiler_params"].unsafe_no_auto_barriers)
+        assert launch.params["compiler_params"].unsafe_no_auto_barriers, "Mosaic orders its threads"
+        return cls(jaxpr, mesh.num_threads)
 
     @property
     def commits(self) -> list[core.JaxprEqn]:

@@ -49,8 +49,6 @@ def test_nothing_is_shared_within_a_warpgroup_without_a_barrier(name):
 @pytest.mark.parametrize("program", BY_HAND, ids=str)
 def test_every_commit_is_needed(program: Program):
     trace = Trace.of(*program.build())
-    if trace.automatic:
-        pytest.skip("Mosaic orders its threads")
     assert not trace.faults()
     superfluous = [commit for commit in trace.commits if not trace.faults(without=commit)]
     assert len(superfluous) <= BETWEEN_WARPGROUPS.get(program.function, 0)
