@@ -18,7 +18,9 @@ from pallas_kernels.fft_conv import (
     inner_transform_sm90,
     kernel_sm90,
     learned_backward_sm90,
+    learned_inner_sm90,
     learned_paired_sm90,
+    learned_rows,
     learned_sm90,
     outer_radix_sm90,
     outer_sm90,
@@ -270,6 +272,14 @@ def _learned_paired(program: Program):
     return learned_paired_sm90.backward(shapes), (rows, rows, spectrum, shift, both, both, blocks["twiddle"])
 
 
+def _learned_inner_forward(program: Program):
+    dtype, rows = jnp.dtype(program.dtype), program.config.plan.rows
+    shapes = learned_rows.Shapes(16 - program.options, FEATURES, rows, dtype)
+    spectrum, *tables = ((FEATURES, rows, 2), (rows, 3), (2,), (rows, 3), (2,), (rows, 2))
+    operands = (jax.ShapeDtypeStruct((*leading, N1, TILE), dtype) for leading in (spectrum, *tables))
+    return learned_inner_sm90.forward(shapes), (shapes.sequences, *operands, jax.ShapeDtypeStruct((1,), jnp.int32))
+
+
 _KERNELS = {
     Kernel.FORWARD: ("fft_conv_forward", functools.partial(_forward, channels=1, gated=False)),
     Kernel.FORWARD_GATED: ("fft_conv_forward", functools.partial(_forward, channels=1, gated=True)),
@@ -324,6 +334,14 @@ LEARNED = tuple(
 )
 """With learned blocks."""
 
+LEARNED_LONG = tuple(
+    Program(f"learned inner {way}", builder, Rows(OuterPlan(1, 16)), dtype, options, f"learned_fft_conv_inner_{way}")
+    for way, builder in (("forward", _learned_inner_forward),)
+    for dtype in DTYPES
+    for options in (False, True)
+)
+"""With learned blocks, between the outer stages of long sequences."""
+
 PROGRAMS = (
     *(
         Program(kernel.value, builder, configuration(kernel, n2, dtype), dtype, options, function)
@@ -377,6 +395,7 @@ PROGRAMS = (
         for options in (False, True)
     ),
     *LEARNED,
+    *LEARNED_LONG,
 )
 
 _MUCH_LIKE_ANOTHER = {"5 blocks", "6 blocks", "7 blocks", "16 rows", "64 rows", "8 x 64 rows"}
@@ -386,10 +405,11 @@ TYPICAL = tuple(
     for program in PROGRAMS
     if program.dtype == "bfloat16"
     and program.options
-    and program not in LEARNED
+    and program not in LEARNED + LEARNED_LONG
     and (
         program.builder in (_inner_forward, _inner_backward, _taps_forward)
         or str(program.config).split(",")[0] not in _MUCH_LIKE_ANOTHER
     )
 )
-"""Each configuration once: the others differ in little. Those with learned blocks `test_learned` lowers in a layer."""
+"""Each configuration once: the others differ in little. Those with learned blocks `test_learned` and
+`test_learned_long` lower."""
