@@ -63,7 +63,7 @@ _PLANES = Tables(f1=3, f2=2, f1_back=3, f2_back=2, twiddle=2)  # type: ignore[ar
 
 
 def _times_conjugate(z, w, dtype):
-    """z conj(w) of (real, imaginary) pairs, computed in float32."""
+    """The product z conj(w) of (real, imaginary) pairs, computed in float32."""
 
     def product(a, b, c, d):
         a, b, c, d = floats(a, b, c, d)
@@ -154,8 +154,7 @@ def forward(shapes: Shapes):
         fetch_spectrum(jnp.int32(0))
         plgpu.barrier_wait(barriers["tables"])
 
-        def convolve(visit, step):
-            fresh = opaque_zeros(step, shift_by)
+        def convolve(visit, step, fresh):
 
             def block(name):
                 zero = fresh()
@@ -169,7 +168,7 @@ def forward(shapes: Shapes):
             plgpu.barrier_wait(barriers["rows"].at[group + fresh()])
             a = _left(block("f1"), row("z"))
             plgpu.commit_smem()
-            fetch(step + 1, fresh())
+            fetch(step + 1 + fresh(), fresh())
             c = _right(times(a, block("twiddle"), dtype), block("f2"))
             taps = complex_planes(scratch["spectrum"].at[lax.rem(visit, _SPECTRUM_SLOTS)], fresh())
             q = _right(times(c, taps, dtype), block("f2_back"))
@@ -195,8 +194,8 @@ def forward(shapes: Shapes):
             def _(turn):
                 step = visit * schedule.rounds + turn
                 _, _, work = schedule.at(step, group)
-                pl.when(work)(lambda: convolve(visit, step))
-                pl.when(jnp.logical_not(work))(lambda: fetch(step + 1, 0))
+                fresh = opaque_zeros(step, shift_by)  # lest both branches' addresses be kept through the longer one
+                lax.cond(work, lambda: convolve(visit, step, fresh), lambda: fetch(step + 1 + fresh(), 0))
 
         plgpu.wait_smem_to_gmem(0)
 
