@@ -1,0 +1,304 @@
+"""The backward kernel between the outer stages of a learned long sequence: all cotangents, by pairs of warpgroups.
+
+It is `learned_paired_sm90` for rows that are complex and have tables of their own (`learned_rows`). Of each row one
+warpgroup has that of the sequence, Z, and the other that of the cotangent of its result, H. In the names of
+`learned_backward_sm90`, with (M, N) = (F1, F2) for s = Z and (V1^H, V2^H) for s = H,
+
+    B = T * M s,      S = B N,      C = conj(K) * O  or  K * O, of the other one's spectrum O,      dN = sum B^H C
+    A = conj(T) * (C N^H),      dM = sum A s^H,      ds = M^H A,      dK = sum conj(S of Z) * (S of H)
+
+where ds of Z is its cotangent, and that of H what the forward pass gave before it was joined. Each warpgroup sums up
+one part of dK, in shared memory.
+
+In products of real 64 x 64 matrices, each of the six complex ones is 4, for each of the two 24. At 128 cycles they are
+6144 for a pair of rows, which their operands take from shared memory in 5120: half of the left ones are in registers.
+
+A negative product has no instruction here: what counts as negative is negated in registers, or the sum before it is.
+So dN, whose imaginary part is Re B^T Im C - Im B^T Re C, would be negated twice for each row. It is once: sums are of
+alternating sign from step to step, and so is the order of the two products.
+"""
+
+import functools
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.fft_conv.chain import floats, opaque_zeros
+from pallas_kernels.fft_conv.config import N1, TILE
+from pallas_kernels.fft_conv.learned_backward_sm90 import _by, _by_conjugate
+from pallas_kernels.fft_conv.learned_paired_sm90 import _weighed
+from pallas_kernels.fft_conv.learned_rows import Schedule, Shapes
+from pallas_kernels.fft_conv.mosaic import (
+    CHUNK,
+    F32,
+    add_products,
+    by_columns,
+    complex_planes,
+    load,
+    matrices,
+    persistent_kernel,
+    sums_of_products,
+)
+
+_SIDES = 2
+"""Warpgroups of a block: that of Z and that of H."""
+
+SHARED_MEMORY = 224 * 1024
+"""Bytes of a block's matrices, all of 16-bit numbers but for dK."""
+
+# A warpgroup has three places for complex matrices: of the row, of B and then A and the result, and of both spectra.
+# The next row comes to the last of these once C is no longer needed, so in the next step each has moved on by two.
+_PLACES = 3
+_ROW, _HELD, _SPECTRA = range(_PLACES)
+
+# One array of barriers, since the phases of each take a register all the while: of each plane of the row on its way to
+# each warpgroup, of each plane of the spectrum, and two of each warpgroup, at which the other one arrives, in turns: it
+# may do so again before this one has looked, which would miss an arrival if it were at the same barrier.
+_SPECTRUM = 2 * _SIDES
+_MET = _SPECTRUM + 2
+
+
+def _dot(zero, a, b, c, d, total):
+    """The total and a c + b d."""
+    # With a zero, lest the compiler make float32 numbers of a and b once, for this and for C, and spill 64 in between.
+    a, b, c, d = floats(a + zero, b + zero, c, d)
+    return (total + a * c + b * d,)
+
+
+def _cross(zero, a, b, c, d, total):
+    """The total and a d - b c."""
+    a, b, c, d = floats(a + zero, b + zero, c, d)
+    return (total + a * d - b * c,)
+
+
+def backward(shapes: Shapes):
+    """The kernel (z, h, spectrum, [31], M, N, twiddle) -> (dz, w, dM, dN, dK), of the two transforms, z's first.
+
+    z, h, dz and w are `(B, 1, D, re | im m, 64, 64)`, the spectrum of the taps `(D, m, re | im, 64, 64)`, M
+    `(transform, m, re | im, 64, 64)`, N `(transform, re | im, 64, 64)` and the twiddle `(m, re | im, 64, 64)`, all of
+    one dtype. The rest are partial sums in float32: dM and dN `(parts, m, transform, re | im, 64, 64)`, dK
+    `(parts, D, m, re | im, 64, 64)`.
+    """
+    dtype = shapes.dtype
+    schedule = Schedule(shapes, workers=1)
+    sums = jax.ShapeDtypeStruct((schedule.shares, shapes.rows, _SIDES, 2, N1, TILE), F32)
+    results = (
+        *[shapes.sequences] * _SIDES,
+        *[sums] * 2,
+        jax.ShapeDtypeStruct((schedule.splits, shapes.features, shapes.rows, 2, N1, TILE), F32),
+    )
+
+    def learned_rows_backward(z, h, spectrum, shift, first, second, twiddle, dz, w, d_first, d_second, dk, scratch):
+        side = lax.axis_index("warpgroup")
+        shift_by = shift[0]
+        of_z = side == 0
+
+        def by_side(function):
+            """Runs function(source, result) on those of this side."""
+            for mine, pair in ((of_z, (z, dz)), (jnp.logical_not(of_z), (h, w))):
+                pl.when(mine)(functools.partial(function, *pair))
+
+        def place(step, what):
+            return scratch["places"].at[side, lax.rem(2 * step + what, _PLACES)]
+
+        def arrived(number):
+            return scratch["barriers"]["arrived"].at[number]
+
+        def fetch(step):
+            """Starts the copy of this warpgroup's row at a step."""
+            feature, sequence, work = schedule.at(step, 0)
+
+            @pl.when(work)
+            def _():
+                def copy(source, _):
+                    for plane in (0, 1):
+                        row = source.at[sequence, 0, feature, plane * shapes.rows + schedule.k0]
+                        plgpu.copy_gmem_to_smem(row, place(step, _ROW).at[plane], arrived(2 * side + plane))
+
+                by_side(copy)
+
+        def fetch_spectrum(visit):
+            feature, _ = schedule.place(schedule.item(visit))
+
+            @pl.when(of_z)
+            def _():
+                for plane in (0, 1):
+                    source = spectrum.at[feature, schedule.k0, plane]
+                    plgpu.copy_gmem_to_smem(source, scratch["spectrum"].at[plane], arrived(_SPECTRUM + plane))
+
+        def tell(turn, zero=0):
+            plgpu.barrier_arrive(arrived(_MET + turn * _SIDES + 1 - side + zero))
+
+        def hear(turn, zero=0):
+            plgpu.barrier_wait(arrived(_MET + turn * _SIDES + side + zero))
+
+        fetch(jnp.int32(0))
+
+        @pl.when(of_z)
+        def _():
+            for plane in (0, 1):
+                tables = [(twiddle.at[schedule.k0, plane], scratch["twiddle"].at[plane])]
+                for number in range(_SIDES):
+                    tables.append((first.at[number, schedule.k0, plane], scratch["first"].at[number, plane]))
+                    tables.append((second.at[number, plane], scratch["second"].at[number, plane]))
+                for source, target in tables:
+                    plgpu.copy_gmem_to_smem(source, target, scratch["barriers"]["tables"])
+
+        plgpu.barrier_wait(scratch["barriers"]["tables"])
+
+        def tile(step, totals):
+            d_m, (d_n_re, d_n_im) = totals
+            zero = opaque_zeros(step, shift_by)
+
+            def table(name):
+                return complex_planes(scratch[name].at[side + zero()], 0)
+
+            def planes(what):
+                return complex_planes(place(step + zero(), what), 0)
+
+            def turned(function, x):
+                """Times the twiddle, in a way."""
+                pieces = complex_planes(scratch["twiddle"], zero())
+                return by_columns(functools.partial(function, dtype, 1.0), *x, *pieces)
+
+            def save(what, x):
+                for part, value in zip(planes(what), x, strict=True):
+                    part[...] = value
+
+            for plane in (0, 1):
+                plgpu.barrier_wait(arrived(2 * side + plane))
+            (m_re, m_im), (re, im) = table("first"), planes(_ROW)
+            b = turned(_by, sums_of_products([(m_re, re), (-load(m_im), im)], [(m_re, im), (m_im, re)]))
+            save(_HELD, b)
+            # Parts one after the other: both sums at once, and B with a negative part beside them, are too many.
+            n_re, n_im = table("second")
+            (own_re,) = sums_of_products([(b[0], n_re), (-b[1], n_im)])
+            own_re = own_re.astype(dtype)
+            n_re, n_im = table("second")
+            (own_im,) = sums_of_products([(b[0], n_im), (b[1], n_re)])
+            own = own_re, own_im.astype(dtype)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left this place
+            save(_SPECTRA, own)
+            tell(0, zero())
+            hear(0, zero())
+            theirs = complex_planes(scratch["places"].at[1 - side, lax.rem(2 * (step + zero()) + _SPECTRA, _PLACES)], 0)
+            other = [load(part) for part in theirs]
+            tell(1, zero())
+
+            total = scratch["dk"].at[side + zero()]
+            for mine, function in ((of_z, _dot), (jnp.logical_not(of_z), _cross)):
+
+                @pl.when(mine)
+                def _(function=function):
+                    function = functools.partial(function, zero().astype(dtype))
+                    (total[...],) = by_columns(function, *other, *own, total)
+
+            sign = jnp.where(of_z, 1.0, -1.0)
+            taps = complex_planes(scratch["spectrum"], zero())
+            c = by_columns(functools.partial(_weighed, dtype, sign), *other, *taps)
+            hear(1, zero())  # the other warpgroup has read what C replaces
+            save(_SPECTRA, c)
+            plgpu.commit_smem()  # C, and B
+
+            def d_n_im_product(later):
+                """Of Re B and Im C or of Im B and Re C, which goes first at every second step."""
+                which = lax.rem(step + later + zero(), 2)
+                return place(step + zero(), _HELD).at[which].T, place(step + zero(), _SPECTRA).at[1 - which]
+
+            (b_re, b_im), (c_re, c_im) = planes(_HELD), planes(_SPECTRA)
+            n_re, n_im = (part.T for part in table("second"))
+            sums = [(c_re, n_re), (c_im, n_im)], [(b_re.T, c_re), (b_im.T, c_im)], [d_n_im_product(0)]
+            e_re, d_n_re, d_n_im = add_products((zeros(), d_n_re, d_n_im), *sums)
+            c_re, c_im = planes(_SPECTRA)
+            n_re, n_im = (part.T for part in table("second"))
+            sums = [(c_im, n_re), (-load(c_re), n_im)], [d_n_im_product(1)]
+            e_im, d_n_im = add_products((zeros(), -d_n_im), *sums)
+            plgpu.commit_smem()  # the whole warpgroup has read B and C
+            fetch(step + 1 + zero())
+
+            a = turned(_by_conjugate, (e_re, e_im))
+            save(_HELD, a)
+            plgpu.commit_smem()
+            re, im = (part.T for part in planes(_ROW))
+            d_m = add_products(d_m, [(a[0], re), (a[1], im)], [(a[1], re), (-a[0], im)])
+
+            (m_re, m_im), (a_re, a_im) = (part.T for part in table("first")), planes(_HELD)
+            out_re, out_im = sums_of_products([(m_re, a_re), (m_im, a_im)], [(m_im, a_re)])
+            m_re, a_im = table("first")[0].T, planes(_HELD)[1]
+            (out_im,) = add_products((-out_im,), [(m_re, a_im)])
+            plgpu.commit_smem()  # the whole warpgroup has read its row and A
+            save(_HELD, (out.astype(dtype) for out in (out_re, out_im)))
+            plgpu.commit_smem()
+
+            def copy(_, result):
+                feature, sequence, _ = schedule.at(step + zero(), 0)
+                for plane, part in enumerate(planes(_HELD)):
+                    row = result.at[sequence, 0, feature, plane * shapes.rows + schedule.k0]
+                    plgpu.copy_smem_to_gmem(part, row)
+
+            by_side(copy)
+            return tuple(d_m), (d_n_re, d_n_im)
+
+        def zeros():
+            return plgpu.layout_cast(jnp.zeros((N1, TILE), F32), plgpu.Layout.WGMMA)
+
+        def visit(visit, totals):
+            exists = schedule.item(visit) < schedule.items
+
+            @pl.when(exists)
+            def _():
+                for turn in (0, 1):  # both are past the last item, so that its spectrum may go
+                    tell(turn)
+                    hear(turn)
+                fetch_spectrum(visit)
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last dK has left
+                scratch["dk"][side] = zeros()
+                for plane in (0, 1):
+                    plgpu.barrier_wait(arrived(_SPECTRUM + plane))
+
+            def turn(turn, totals):
+                step = visit * schedule.rounds + turn
+
+                def rest(totals):
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left the next row's place
+                    fetch(step + 1)
+                    d_m, (d_n_re, d_n_im) = totals
+                    return d_m, (d_n_re, -d_n_im)
+
+                return lax.cond(schedule.at(step, 0)[-1], lambda totals: tile(step, totals), rest, totals)
+
+            totals = lax.fori_loop(0, schedule.rounds, turn, totals)
+
+            @pl.when(exists)
+            def _():
+                plgpu.commit_smem()
+                feature, share = schedule.place(schedule.item(visit))
+                plgpu.copy_smem_to_gmem(scratch["dk"].at[side], dk.at[share, feature, schedule.k0, side])
+
+            return totals
+
+        d_m, (d_n_re, d_n_im) = lax.fori_loop(0, schedule.visits, visit, ((zeros(),) * 2, (zeros(),) * 2))
+        d_n = d_n_re, (-1) ** schedule.steps * d_n_im
+        for out, sums in ((d_first, d_m), (d_second, d_n)):
+            for plane, total in enumerate(sums):
+                out[schedule.share, schedule.k0, side, plane] = total
+        plgpu.wait_smem_to_gmem(0)
+
+    blocks = matrices((_SIDES, 2, N1, TILE), dtype)
+    elementwise = matrices((2, N1, TILE), dtype, columns=CHUNK)
+    scratch = {
+        "first": blocks,
+        "second": blocks,
+        "twiddle": elementwise,
+        "places": matrices((_SIDES, _PLACES, 2, N1, TILE), dtype),
+        "spectrum": elementwise,
+        "dk": matrices((2, N1, TILE), F32, columns=CHUNK),
+        "barriers": {
+            "tables": plgpu.Barrier(num_arrivals=2 + 4 * _SIDES),
+            "arrived": plgpu.Barrier(num_arrivals=1, num_barriers=_MET + 2 * _SIDES),
+        },
+    }
+    return persistent_kernel(learned_rows_backward, results, scratch, schedule.grid, _SIDES)
