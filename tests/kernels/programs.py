@@ -18,7 +18,7 @@ from pallas_kernels.fft_conv import (
     inner_transform_sm90,
     kernel_sm90,
     learned_backward_sm90,
-    learned_inner_sm90,
+    learned_rows_forward_sm90,
     learned_paired_sm90,
     learned_rows,
     learned_sm90,
@@ -272,12 +272,16 @@ def _learned_paired(program: Program):
     return learned_paired_sm90.backward(shapes), (rows, rows, spectrum, shift, both, both, blocks["twiddle"])
 
 
-def _learned_inner_forward(program: Program):
+def _learned_rows_forward(program: Program):
     dtype, rows = jnp.dtype(program.dtype), program.config.plan.rows
     shapes = learned_rows.Shapes(16 - program.options, FEATURES, rows, dtype)
     spectrum, *tables = ((FEATURES, rows, 2), (rows, 3), (2,), (rows, 3), (2,), (rows, 2))
     operands = (jax.ShapeDtypeStruct((*leading, N1, TILE), dtype) for leading in (spectrum, *tables))
-    return learned_inner_sm90.forward(shapes), (shapes.sequences, *operands, jax.ShapeDtypeStruct((1,), jnp.int32))
+    return learned_rows_forward_sm90.forward(shapes), (
+        shapes.sequences,
+        *operands,
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
 
 
 _KERNELS = {
@@ -335,8 +339,8 @@ LEARNED = tuple(
 """With learned blocks."""
 
 LEARNED_LONG = tuple(
-    Program(f"learned inner {way}", builder, Rows(OuterPlan(1, 16)), dtype, options, f"learned_fft_conv_inner_{way}")
-    for way, builder in (("forward", _learned_inner_forward),)
+    Program(f"learned rows {way}", builder, Rows(OuterPlan(1, 16)), dtype, options, f"learned_rows_{way}")
+    for way, builder in (("forward", _learned_rows_forward),)
     for dtype in DTYPES
     for options in (False, True)
 )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.fft_conv import learned_inner_sm90
+from pallas_kernels.fft_conv import learned_rows_forward_sm90
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.learned_rows import Shapes
 from tests.kernels import resources
@@ -43,7 +43,7 @@ def error(batch, features, m, blocks, dtype):
     f2, v2 = (draw(2, N1, N1, scale=1 / 8) for _ in range(2))
     angle = random.uniform(0, 2 * np.pi, (m, N1, TILE))
     twiddle = jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], 1), dtype)
-    kernel = learned_inner_sm90.forward(Shapes(batch, features, m, jnp.dtype(dtype), blocks))
+    kernel = learned_rows_forward_sm90.forward(Shapes(batch, features, m, jnp.dtype(dtype), blocks))
     with interpreted():
         got = jax.jit(kernel)(z, spectrum, three(f1), f2, three(v1), v2, twiddle, SHIFT)
 
@@ -69,29 +69,29 @@ def test_values(batch, features, m, blocks, dtype):
 
 
 def _by_another_twiddle(z, w, dtype):
-    return learned_inner_sm90.times(z, w, dtype)
+    return learned_rows_forward_sm90.times(z, w, dtype)
 
 
-def _unturned(z, block, right=learned_inner_sm90._right):
+def _unturned(z, block, right=learned_rows_forward_sm90._right):
     return right(z, block[::-1])
 
 
 PLANTED = {
     "_times_conjugate": _by_another_twiddle,
-    "times": learned_inner_sm90._times_conjugate,
+    "times": learned_rows_forward_sm90._times_conjugate,
     "_right": _unturned,
-    "_left": lambda block, z, left=learned_inner_sm90._left: left([block[0], block[2], block[1]], z),
+    "_left": lambda block, z, left=learned_rows_forward_sm90._left: left([block[0], block[2], block[1]], z),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_an_error_in_any_step_shows(name, monkeypatch):
-    monkeypatch.setattr(learned_inner_sm90, name, PLANTED[name])
+    monkeypatch.setattr(learned_rows_forward_sm90, name, PLANTED[name])
     assert error(1, 1, 1, 1, "float16") > 2 * FUSED["float16"]
 
 
 @pytest.mark.parametrize("program", LEARNED_LONG, ids=str)
 def test_shared_memory_is_what_the_compiler_found(program):
-    if program.name == "learned inner forward":
-        assert resources.table()[str(program)]["shared"] == learned_inner_sm90.SHARED_MEMORY
+    if program.name == "learned rows forward":
+        assert resources.table()[str(program)]["shared"] == learned_rows_forward_sm90.SHARED_MEMORY

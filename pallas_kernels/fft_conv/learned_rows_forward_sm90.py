@@ -101,7 +101,7 @@ def forward(shapes: Shapes):
     schedule = Schedule(shapes, WARPGROUPS)
     dtype, m = shapes.dtype, shapes.rows
 
-    def learned_fft_conv_inner_forward(z, spectrum, *refs, scratch):
+    def learned_rows_forward(z, spectrum, *refs, scratch):
         *tables, shift, out = refs
         group, k0 = lax.axis_index("warpgroup"), schedule.k0
         barriers, shift_by = scratch["barriers"], shift[0]
@@ -216,4 +216,4 @@ def forward(shapes: Shapes):
             "done": plgpu.Barrier(num_arrivals=WARPGROUPS),
         },
     }
-    return persistent_kernel(learned_fft_conv_inner_forward, shapes.sequences, scratch, schedule.grid, WARPGROUPS)
+    return persistent_kernel(learned_rows_forward, shapes.sequences, scratch, schedule.grid, WARPGROUPS)
