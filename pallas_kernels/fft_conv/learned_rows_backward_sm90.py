@@ -61,17 +61,32 @@ _SPECTRUM = 2 * _SIDES
 _MET = _SPECTRUM + 2
 
 
-def _dot(zero, a, b, c, d, total):
-    """The total and a c + b d."""
+def _add_products_of_numbers(zero, sign, a, b, c, d, total):
+    """The total and a c + sign b d."""
     # With a zero, lest the compiler make float32 numbers of a and b once, for this and for C, and spill 64 in between.
     a, b, c, d = floats(a + zero, b + zero, c, d)
-    return (total + a * c + b * d,)
+    return (total + a * c + sign * b * d,)
 
 
-def _cross(zero, a, b, c, d, total):
-    """The total and a d - b c."""
-    a, b, c, d = floats(a + zero, b + zero, c, d)
-    return (total + a * d - b * c,)
+def _add_products_during(work, totals, *sums):
+    """As `add_products`, and what the work returns, which is done while the products are on their way."""
+
+    def run(*accumulators):
+        for accumulator, total in zip(accumulators, totals, strict=True):
+            accumulator[...] = total
+        for accumulator, pairs in zip(accumulators, sums, strict=True):
+            for a, b in pairs:
+                plgpu.wgmma(accumulator, a, b)
+        done = work()
+        return [accumulator[...] for accumulator in accumulators], done
+
+    return pl.run_scoped(run, *(plgpu.ACC(total.shape, F32) for total in totals))
+
+
+def _negative(total):
+    """Of a sum of products that another is to be added to."""
+    # Behind a barrier, for the compiler would do it before the products are there, and then wait for each.
+    return -lax.optimization_barrier(total)
 
 
 def backward(shapes: Shapes):
@@ -173,13 +188,10 @@ def backward(shapes: Shapes):
             (m_re, m_im), (re, im) = table("first"), planes(_ROW)
             b = turned(_by, sums_of_products([(m_re, re), (-load(m_im), im)], [(m_re, im), (m_im, re)]))
             save(_HELD, b)
-            # Parts one after the other: both sums at once, and B with a negative part beside them, are too many.
-            n_re, n_im = table("second")
-            (own_re,) = sums_of_products([(b[0], n_re), (-b[1], n_im)])
-            own_re = own_re.astype(dtype)
-            n_re, n_im = table("second")
-            (own_im,) = sums_of_products([(b[0], n_im), (b[1], n_re)])
-            own = own_re, own_im.astype(dtype)
+            plgpu.commit_smem()
+            (b_re, b_im), (n_re, n_im) = planes(_HELD), table("second")
+            sums = sums_of_products([(b_re, n_re), (-b[1], n_im)], [(b_re, n_im), (b_im, n_re)])
+            own = tuple(part.astype(dtype) for part in sums)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left this place
             save(_SPECTRA, own)
             tell(0, zero())
@@ -188,47 +200,49 @@ def backward(shapes: Shapes):
             other = [load(part) for part in theirs]
             tell(1, zero())
 
-            total = scratch["dk"].at[side + zero()]
-            for mine, function in ((of_z, _dot), (jnp.logical_not(of_z), _cross)):
-
-                @pl.when(mine)
-                def _(function=function):
-                    function = functools.partial(function, zero().astype(dtype))
-                    (total[...],) = by_columns(function, *other, *own, total)
-
             sign = jnp.where(of_z, 1.0, -1.0)
+            mine, total = place(step + zero(), _SPECTRA), scratch["dk"].at[side + zero()]
+            pair = load(mine.at[side]), load(mine.at[1 - side])
+            weigh = functools.partial(_add_products_of_numbers, zero().astype(dtype), sign)
+            (total[...],) = by_columns(weigh, *other, *pair, total)
+
             taps = complex_planes(scratch["spectrum"], zero())
             c = by_columns(functools.partial(_weighed, dtype, sign), *other, *taps)
             hear(1, zero())  # the other warpgroup has read what C replaces
             save(_SPECTRA, c)
             plgpu.commit_smem()  # C, and B
 
-            def d_n_im_product(later):
+            (c_re, c_im), (n_re, n_im) = planes(_SPECTRA), (part.T for part in table("second"))
+            e = sums_of_products([(c_re, n_re), (c_im, n_im)], [(c_im, n_re), (-load(c_re), n_im)])
+
+            def half_of_a(number):
+                columns = slice(number * N1 // 2, (number + 1) * N1 // 2)
+                pieces = (part.at[:, columns] for part in complex_planes(scratch["twiddle"], zero()))
+                weigh = functools.partial(_by_conjugate, dtype, 1.0)
+                return by_columns(weigh, *(part[:, columns] for part in e), *pieces)
+
+            def d_n_im_product(number):
                 """Of Re B and Im C or of Im B and Re C, which goes first at every second step."""
-                which = lax.rem(step + later + zero(), 2)
+                which = lax.rem(step + number + zero(), 2)
                 return place(step + zero(), _HELD).at[which].T, place(step + zero(), _SPECTRA).at[1 - which]
 
             (b_re, b_im), (c_re, c_im) = planes(_HELD), planes(_SPECTRA)
-            n_re, n_im = (part.T for part in table("second"))
-            sums = [(c_re, n_re), (c_im, n_im)], [(b_re.T, c_re), (b_im.T, c_im)], [d_n_im_product(0)]
-            e_re, d_n_re, d_n_im = add_products((zeros(), d_n_re, d_n_im), *sums)
-            c_re, c_im = planes(_SPECTRA)
-            n_re, n_im = (part.T for part in table("second"))
-            sums = [(c_im, n_re), (-load(c_re), n_im)], [d_n_im_product(1)]
-            e_im, d_n_im = add_products((zeros(), -d_n_im), *sums)
+            sums = [(b_re.T, c_re), (b_im.T, c_im)], [d_n_im_product(0)]
+            (d_n_re, d_n_im), left = _add_products_during(lambda: half_of_a(0), (d_n_re, d_n_im), *sums)
+            d_n_im = _negative(d_n_im)
+            (d_n_im,), right = _add_products_during(lambda: half_of_a(1), (d_n_im,), [d_n_im_product(1)])
+            a = tuple(lax.concatenate(halves, 1) for halves in zip(left, right, strict=True))
             plgpu.commit_smem()  # the whole warpgroup has read B and C
             fetch(step + 1 + zero())
 
-            a = turned(_by_conjugate, (e_re, e_im))
-            save(_HELD, a)
-            plgpu.commit_smem()
             re, im = (part.T for part in planes(_ROW))
-            d_m = add_products(d_m, [(a[0], re), (a[1], im)], [(a[1], re), (-a[0], im)])
-
+            sums = [(a[0], re), (a[1], im)], [(a[1], re), (-a[0], im)]
+            d_m, _ = _add_products_during(lambda: save(_HELD, a), d_m, *sums)
+            plgpu.commit_smem()
             (m_re, m_im), (a_re, a_im) = (part.T for part in table("first")), planes(_HELD)
             out_re, out_im = sums_of_products([(m_re, a_re), (m_im, a_im)], [(m_im, a_re)])
             m_re, a_im = table("first")[0].T, planes(_HELD)[1]
-            (out_im,) = add_products((-out_im,), [(m_re, a_im)])
+            (out_im,) = add_products((_negative(out_im),), [(m_re, a_im)])
             plgpu.commit_smem()  # the whole warpgroup has read its row and A
             save(_HELD, (out.astype(dtype) for out in (out_re, out_im)))
             plgpu.commit_smem()
@@ -247,12 +261,13 @@ def backward(shapes: Shapes):
 
         def visit(visit, totals):
             exists = schedule.item(visit) < schedule.items
+            zero = opaque_zeros(visit, shift_by)
 
             @pl.when(exists)
             def _():
                 for turn in (0, 1):  # both are past the last item, so that its spectrum may go
-                    tell(turn)
-                    hear(turn)
+                    tell(turn, zero())
+                    hear(turn, zero())
                 fetch_spectrum(visit)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last dK has left
                 scratch["dk"][side] = zeros()
