@@ -116,13 +116,17 @@ def backward(shapes: Shapes):
             for mine, pair in ((of_z, (z, dz)), (jnp.logical_not(of_z), (h, w))):
                 pl.when(mine)(functools.partial(function, *pair))
 
+        def k0(zero):
+            """Of this block, found again for a zero of its own, so that no register keeps it."""
+            return lax.rem(lax.axis_index("block") + zero, shapes.rows)
+
         def place(step, what):
             return scratch["places"].at[side, lax.rem(2 * step + what, _PLACES)]
 
         def arrived(number):
             return scratch["barriers"]["arrived"].at[number]
 
-        def fetch(step):
+        def fetch(step, zero=0):
             """Starts the copy of this warpgroup's row at a step."""
             feature, sequence, work = schedule.at(step, 0)
 
@@ -130,18 +134,18 @@ def backward(shapes: Shapes):
             def _():
                 def copy(source, _):
                     for plane in (0, 1):
-                        row = source.at[sequence, 0, feature, plane * shapes.rows + schedule.k0]
+                        row = source.at[sequence, 0, feature, plane * shapes.rows + k0(zero)]
                         plgpu.copy_gmem_to_smem(row, place(step, _ROW).at[plane], arrived(2 * side + plane))
 
                 by_side(copy)
 
-        def fetch_spectrum(visit):
+        def fetch_spectrum(visit, zero):
             feature, _ = schedule.place(schedule.item(visit))
 
             @pl.when(of_z)
             def _():
                 for plane in (0, 1):
-                    source = spectrum.at[feature, schedule.k0, plane]
+                    source = spectrum.at[feature, k0(zero), plane]
                     plgpu.copy_gmem_to_smem(source, scratch["spectrum"].at[plane], arrived(_SPECTRUM + plane))
 
         def tell(turn, zero=0):
@@ -164,9 +168,14 @@ def backward(shapes: Shapes):
 
         plgpu.barrier_wait(scratch["barriers"]["tables"])
 
-        def tile(step, totals):
+        def await_taps(step, zero):
+            @pl.when(begins(step, zero))
+            def _():
+                for plane in (0, 1):
+                    plgpu.barrier_wait(arrived(_SPECTRUM + plane))
+
+        def tile(step, zero, totals):
             d_m, (d_n_re, d_n_im) = totals
-            zero = opaque_zeros(step, shift_by)
 
             def table(name):
                 return complex_planes(scratch[name].at[side + zero()], 0)
@@ -200,12 +209,13 @@ def backward(shapes: Shapes):
             other = [load(part) for part in theirs]
             tell(1, zero())
 
-            sign = jnp.where(of_z, 1.0, -1.0)
+            sign = jnp.where(side + zero() == 0, 1.0, -1.0)
             mine, total = place(step + zero(), _SPECTRA), scratch["dk"].at[side + zero()]
             pair = load(mine.at[side]), load(mine.at[1 - side])
             weigh = functools.partial(_add_products_of_numbers, zero().astype(dtype), sign)
             (total[...],) = by_columns(weigh, *other, *pair, total)
 
+            await_taps(step + zero(), zero())
             taps = complex_planes(scratch["spectrum"], zero())
             c = by_columns(functools.partial(_weighed, dtype, sign), *other, *taps)
             hear(1, zero())  # the other warpgroup has read what C replaces
@@ -233,7 +243,7 @@ def backward(shapes: Shapes):
             (d_n_im,), right = _add_products_during(lambda: half_of_a(1), (d_n_im,), [d_n_im_product(1)])
             a = tuple(lax.concatenate(halves, 1) for halves in zip(left, right, strict=True))
             plgpu.commit_smem()  # the whole warpgroup has read B and C
-            fetch(step + 1 + zero())
+            fetch(step + 1 + zero(), zero())
 
             re, im = (part.T for part in planes(_ROW))
             sums = [(a[0], re), (a[1], im)], [(a[1], re), (-a[0], im)]
@@ -250,7 +260,7 @@ def backward(shapes: Shapes):
             def copy(_, result):
                 feature, sequence, _ = schedule.at(step + zero(), 0)
                 for plane, part in enumerate(planes(_HELD)):
-                    row = result.at[sequence, 0, feature, plane * shapes.rows + schedule.k0]
+                    row = result.at[sequence, 0, feature, plane * shapes.rows + k0(zero())]
                     plgpu.copy_smem_to_gmem(part, row)
 
             by_side(copy)
@@ -259,43 +269,44 @@ def backward(shapes: Shapes):
         def zeros():
             return plgpu.layout_cast(jnp.zeros((N1, TILE), F32), plgpu.Layout.WGMMA)
 
-        def visit(visit, totals):
-            exists = schedule.item(visit) < schedule.items
-            zero = opaque_zeros(visit, shift_by)
+        def begins(step, zero):
+            """Whether a step is the first one of an item."""
+            return (lax.rem(step, schedule.rounds) == 0) & (
+                schedule.item(step // schedule.rounds + zero) < schedule.items
+            )
 
-            @pl.when(exists)
+        def turn(step, totals):
+            zero = opaque_zeros(step, shift_by)
+
+            @pl.when(begins(step, zero()))
             def _():
                 for turn in (0, 1):  # both are past the last item, so that its spectrum may go
                     tell(turn, zero())
                     hear(turn, zero())
-                fetch_spectrum(visit)
+                fetch_spectrum(step // schedule.rounds + zero(), zero())
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last dK has left
                 scratch["dk"][side] = zeros()
-                for plane in (0, 1):
-                    plgpu.barrier_wait(arrived(_SPECTRUM + plane))
 
-            def turn(turn, totals):
-                step = visit * schedule.rounds + turn
+            def rest(totals):
+                await_taps(step, zero())
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left the next row's place
+                fetch(step + 1 + zero(), zero())
+                d_m, (d_n_re, d_n_im) = totals
+                return d_m, (d_n_re, -d_n_im)
 
-                def rest(totals):
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left the next row's place
-                    fetch(step + 1)
-                    d_m, (d_n_re, d_n_im) = totals
-                    return d_m, (d_n_re, -d_n_im)
+            work = schedule.at(step, 0)[-1]
+            totals = lax.cond(work, lambda totals: tile(step, zero, totals), rest, totals)
+            item = schedule.item(step // schedule.rounds + zero())
 
-                return lax.cond(schedule.at(step, 0)[-1], lambda totals: tile(step, totals), rest, totals)
-
-            totals = lax.fori_loop(0, schedule.rounds, turn, totals)
-
-            @pl.when(exists)
+            @pl.when((lax.rem(step, schedule.rounds) == schedule.rounds - 1) & (item < schedule.items))
             def _():
                 plgpu.commit_smem()
-                feature, share = schedule.place(schedule.item(visit))
-                plgpu.copy_smem_to_gmem(scratch["dk"].at[side], dk.at[share, feature, schedule.k0, side])
+                feature, share = schedule.place(item)
+                plgpu.copy_smem_to_gmem(scratch["dk"].at[side], dk.at[share, feature, k0(zero()), side])
 
             return totals
 
-        d_m, (d_n_re, d_n_im) = lax.fori_loop(0, schedule.visits, visit, ((zeros(),) * 2, (zeros(),) * 2))
+        d_m, (d_n_re, d_n_im) = lax.fori_loop(0, schedule.steps, turn, ((zeros(),) * 2, (zeros(),) * 2))
         d_n = d_n_re, (-1) ** schedule.steps * d_n_im
         for out, sums in ((d_first, d_m), (d_second, d_n)):
             for plane, total in enumerate(sums):
