@@ -64,11 +64,10 @@ def learned_long_fft_conv(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> u, taps = jnp.ones((2, 3, 32768), jnp.bfloat16), jnp.ones((3, 7))
       >>> blocks = LongBlocks(*(jnp.ones((n, n), jnp.complex64) for n in (8, 64, 64, 64, 64, 8, 8, 64, 64)))
-      >>> lowered = jax.jit(learned_long_fft_conv).trace(u, taps, blocks).lower(lowering_platforms=("cuda",))
-      >>> lowered.as_text().count("custom_call @mosaic_gpu")
-      3
+      >>> u, taps = jax.ShapeDtypeStruct((2, 3, 30000), jnp.bfloat16), jax.ShapeDtypeStruct((3, 32768), jnp.float32)
+      >>> jax.eval_shape(learned_long_fft_conv, u, taps, blocks)
+      ShapeDtypeStruct(shape=(2, 3, 30000), dtype=bfloat16)
     """
     m, length = blocks.f0.shape[0], u.shape[-1]
     if not FEWEST_ROWS <= m <= MOST_ROWS:
