@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
 from pallas_kernels.fft_conv import learned_three_pass
-from pallas_kernels.fft_conv.config import BLOCK, N1
+from pallas_kernels.fft_conv.config import BLOCK
 from pallas_kernels.fft_conv.learned_operation import Operation, on_gpu
-from pallas_kernels.fft_conv.learned_three_pass import Transform
-from pallas_kernels.fft_conv.outer_plan import DIRECT_ROWS, outer_plan
+from pallas_kernels.fft_conv.learned_three_pass import Plan, Transform
+from pallas_kernels.fft_conv.outer_plan import DIRECT_ROWS
 from pallas_kernels.fft_conv.platform import varying_alike
-from pallas_kernels.fft_conv.tables import _scale
 
 FEWEST_ROWS, MOST_ROWS = 2, DIRECT_ROWS
 """Of 4096 steps."""
@@ -45,13 +44,12 @@ class LongBlocks(NamedTuple):
 def learned_long_fft_conv(
     u: Float[Array, "B D L"], taps: Float[Array, "D K"], blocks: LongBlocks, grid: int = 132
 ) -> Float[Array, "B D L"]:
-    """The learned right-angle convolution of 4096 m points, m from 2 to 128, on Hopper GPUs, in three launches.
+    """The learned right-angle convolution of 4096 m points, m from 2 to 128, on Hopper GPUs, in three passes.
 
-    Backward takes four. `learned_three_pass` has the algebra; products are of 16-bit numbers with float32 sums, but for
-    those of the taps' transform, which are of float32 numbers. It has derivatives by u, the taps and every block, once;
-    they save the arguments and the taps' spectra, and compute everything else again. Intermediates are of twice the
-    size of u, two of them at once forward and four backward; u is padded to a multiple of 32,768 steps. Under a sharded
-    jit each device works on its own rows and features.
+    `learned_three_pass` has the algebra; products are of 16-bit numbers with float32 sums. It has derivatives by u, the
+    taps and every block, once; they save the arguments and the taps' spectra, and compute everything else again.
+    Intermediates are of twice the size of u, two of them at once forward and four backward; u is padded to a multiple
+    of 32,768 steps. Under a sharded jit each device works on its own rows and features.
 
     Args:
       u: bfloat16 or float16; L at most 4096 m.
@@ -79,52 +77,44 @@ def learned_long_fft_conv(
             f"the learned kernels take bfloat16 or float16 sequences and taps of at most {m * BLOCK} steps; got "
             f"{u.dtype} of {length} with {taps.shape[-1]} taps."
         )
-    plan = outer_plan(m)
-    padded = jnp.pad(u, [(0, 0), (0, 0), (0, -length % (8 * BLOCK))])
-    # By powers of two as in `tables`; the taps' spectra make up for them.
-    outer, inner = plan.scale, _scale(N1)
-    rest = 1 / (m * BLOCK * (outer * inner**2) ** 2)
-    transforms = (
-        (outer * blocks.f0, inner * blocks.f1, inner * blocks.f2),
-        (_adjoint(blocks.v0, outer), _adjoint(blocks.v1, inner), _adjoint(blocks.v2, inner)),
-        (blocks.kernel_f0, blocks.kernel_f1, rest * blocks.kernel_f2),
-    )
-    planes = (learned_three_pass.transform(*blocks_of_one, plan.rows) for blocks_of_one in transforms)
-    operands = padded.reshape(*u.shape[:2], -1, BLOCK), taps.astype(jnp.float32), *planes
+    plan = Plan(m, grid)
+    there = plan.transform(blocks.f0, blocks.f1, blocks.f2)
+    back = plan.transform(*map(_adjoint, (blocks.v0, blocks.v1, blocks.v2)))
+    of_taps = plan.transform(blocks.kernel_f0, blocks.kernel_f1, blocks.kernel_f2)
+    operands = _as_rows(u), _as_rows(taps.astype(jnp.float32)), there, back, of_taps
     operands = jax.tree.unflatten(jax.tree.structure(operands), varying_alike(*jax.tree.leaves(operands)))
-    y = _conv(grid, m, *operands)
-    return y.reshape(*u.shape[:2], -1)[..., :length]
+    return _conv(plan, *operands).reshape(*u.shape[:2], -1)[..., :length]
 
 
-def _adjoint(block, scale: float):
+def _as_rows(x):
+    """`(..., L)` as `(..., rows, 4096)`, in whole tiles of eight rows."""
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % (8 * BLOCK))])
+    return padded.reshape(*x.shape[:-1], -1, BLOCK)
+
+
+def _adjoint(block):
     """Of a block on the way back, which holds the 1/n of its n points, without that."""
-    return scale * block.shape[0] * block.conj().T
+    return block.shape[0] * block.conj().T
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _conv(grid: int, m: int, u, taps, of_u: Transform, of_g: Transform, of_taps: Transform):
-    """In the kernels' shapes: u and the result `(B, D, rows, 4096)`."""
-    return _conv_fwd(grid, m, u, taps, of_u, of_g, of_taps)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(plan: Plan, u, taps, of_u: Transform, of_g: Transform, of_taps: Transform):
+    """In the kernels' shapes: u and the result `(B, D, rows, 4096)`, taps `(D, rows, 4096)`."""
+    return _conv_fwd(plan, u, taps, of_u, of_g, of_taps)[0]
 
 
-def _conv_fwd(grid, m, u, taps, *transforms):
-    y, spectra = on_gpu(_forward_op, grid, u, taps, *_flat(transforms, m))
+def _conv_fwd(plan, u, taps, *transforms):
+    y, spectra = on_gpu(_forward_op, plan, u, taps, *jax.tree.leaves(transforms))
     return y, (u, taps, spectra, transforms)
 
 
-def _conv_bwd(grid, m, saved, g):
+def _conv_bwd(plan, saved, g):
     u, taps, spectra, transforms = saved
-    d_u, d_taps, *d_blocks = on_gpu(_backward_op, grid, u, g, taps, spectra, *_flat(transforms, m))
+    d_u, d_taps, *d_blocks = on_gpu(_backward_op, plan, u, g, taps, spectra, *jax.tree.leaves(transforms))
     return d_u, d_taps, *_transforms(d_blocks)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
-
-
-def _flat(transforms, m: int):
-    """The blocks of all transforms, one after the other, and the twiddles."""
-    rows = transforms[0].outer.shape[1]
-    return *jax.tree.leaves(transforms), learned_three_pass.twiddle(rows, m)
 
 
 def _transforms(blocks):
@@ -132,16 +122,14 @@ def _transforms(blocks):
 
 
 def _run_forward(u, taps, *rest):
-    *blocks, twiddle, shift, grid = rest
-    return learned_three_pass.forward(u, taps, *_transforms(blocks), twiddle, shift, grid)
+    *blocks, shift, plan = rest
+    return learned_three_pass.forward(u, taps, *_transforms(blocks), shift, plan)
 
 
 def _run_backward(u, g, taps, spectra, *rest):
-    *blocks, twiddle, shift, grid = rest
-    d_u, d_taps, *transforms = learned_three_pass.backward(
-        u, g, taps, spectra, *_transforms(blocks), twiddle, shift, grid
-    )
-    return d_u, d_taps, *jax.tree.leaves(transforms)
+    *blocks, shift, plan = rest
+    cotangents = learned_three_pass.backward(u, g, taps, spectra, *_transforms(blocks), shift, plan)
+    return tuple(jax.tree.leaves(cotangents))
 
 
 def _axes_of_blocks():
@@ -152,12 +140,11 @@ def _axes_of_blocks():
 
 
 _OF_BLOCKS = tuple(_axes_of_blocks())
-_TWIDDLE = "t0 t1 t2 t3"
 _SPECTRA = "d s0 s1 s2 s3"
-_forward_op = Operation(_run_forward, ["b d l n", "d k", *_OF_BLOCKS, _TWIDDLE], ["b d l n", _SPECTRA])
+_forward_op = Operation(_run_forward, ["b d l n", "d k kn", *_OF_BLOCKS], ["b d l n", _SPECTRA])
 _backward_op = Operation(
     _run_backward,
-    ["b d l n", "b d l n", "d k", _SPECTRA, *_OF_BLOCKS, _TWIDDLE],
-    ["b d l n", "d k", *_OF_BLOCKS],
+    ["b d l n", "b d l n", "d k kn", _SPECTRA, *_OF_BLOCKS],
+    ["b d l n", "d k kn", *_OF_BLOCKS],
     sums=True,
 )

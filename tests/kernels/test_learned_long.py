@@ -161,9 +161,9 @@ def test_what_stands_around_the_kernels(algebra):
 
 PLANTED = {
     "_adjoint": lambda planes: planes.mT,  # unconjugated
-    "_real_form": lambda planes, right=learned_three_pass._real_form: right(planes).swapaxes(-2, -4),
-    "_shifts": lambda rows, m: jnp.arange(rows)[:, None] / m,  # no right angle
-    "_cotangent_of_outer": lambda rows, x, right=learned_three_pass._cotangent_of_outer: right(rows, x)[::-1],
+    "_roots": lambda turns, right=learned_three_pass._roots: right(-turns),
+    "_cotangents_of_outer": lambda rows, x, right=learned_three_pass._cotangents_of_outer: right(rows, x)[:, ::-1],
+    "_one": lambda plan, right=learned_three_pass._one: 2 * right(plan),
     "_join": lambda w, outer, rows, right=learned_three_pass._join: right(
         w, outer * jnp.array([1, -1])[:, None, None], rows
     ),
