@@ -48,8 +48,9 @@ def learned_long_fft_conv(
 
     `learned_three_pass` has the algebra; products are of 16-bit numbers with float32 sums. It has derivatives by u, the
     taps and every block, once; they save the arguments and the taps' spectra, and compute everything else again.
-    Intermediates are of twice the size of u, two of them at once forward and four backward; u is padded to a multiple
-    of 32,768 steps. Under a sharded jit each device works on its own rows and features.
+    Intermediates are of twice the size of u, two of them at once forward and four backward. Sequences are padded to
+    whole rows of 4096 steps, and to multiples of eight rows where too few are at hand to be taken together. Under a
+    sharded jit each device works on its own rows and features.
 
     Args:
       u: bfloat16 or float16; L at most 4096 m.
@@ -87,8 +88,8 @@ def learned_long_fft_conv(
 
 
 def _as_rows(x):
-    """`(..., L)` as `(..., rows, 4096)`, in whole tiles of eight rows."""
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % (8 * BLOCK))])
+    """`(..., L)` as `(..., rows, 4096)`."""
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % BLOCK)])
     return padded.reshape(*x.shape[:-1], -1, BLOCK)
 
 

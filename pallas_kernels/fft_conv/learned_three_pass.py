@@ -26,6 +26,7 @@ are divided by the largest of their feature.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -35,7 +36,7 @@ from pallas_kernels.fft_conv import learned_rows_backward_sm90, learned_rows_for
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
 from pallas_kernels.fft_conv.learned_rows import Shapes
 from pallas_kernels.fft_conv.lowering import lowered_once
-from pallas_kernels.fft_conv.outer_plan import _roots, outer_plan
+from pallas_kernels.fft_conv.outer_plan import DIRECT_ROWS, _roots, outer_plan
 from pallas_kernels.fft_conv.tables import block_scale
 from pallas_kernels.fft_conv.three_pass import _as_matrices, _normalized, _stage
 
@@ -101,7 +102,7 @@ def forward(u, taps, of_u: Transform, of_g: Transform, of_taps: Transform, shift
     """The convolution `(B, D, rows, 4096)` of u, and the taps' spectra `(D, m, re | im, 64, 64)` in the dtype of u.
 
     Args:
-      u: `(B, D, rows, 4096)`, a multiple of 8 rows; those beyond m are left out.
+      u: `(B, D, rows, 4096)`, at most m rows.
       taps: `(D, rows, 4096)` in float32, likewise.
       of_u: the way there.
       of_g: the adjoint of the way back, without its 1/n.
@@ -194,16 +195,39 @@ def _shapes(z, plan: Plan) -> Shapes:
 def _split(x, outer):
     """Z or H, `(B, 1, D, re | im m, 64, 64)`, of real rows `(B, D, rows, 4096)`."""
     batch, features, rows, _ = x.shape
-    shapes = outer_sm90.Shapes(batch, 1, features, rows, 2 * outer.shape[1], x.dtype)
-    return _as_matrices(_stage(shapes, x[:, None], None, jnp.concatenate(outer)[:, :rows]))
+    together, padded = _together(batch * features, rows, outer.shape[1])
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, padded - rows), (0, 0)))
+    z = _stage_together(together, x, jnp.concatenate(outer)[:, :padded], 2 * outer.shape[1])
+    return _as_matrices(z.reshape(batch, 1, features, -1, BLOCK))
 
 
 def _join(w, outer, rows: int):
     """The real part of the adjoint of a split, `(B, D, rows, 4096)`."""
     batch, _, features, parts, *_ = w.shape
-    shapes = outer_sm90.Shapes(batch, 1, features, parts, rows, w.dtype)
-    matrix = jnp.concatenate([part.T for part in outer], 1)[:rows]
-    return _stage(shapes, w.reshape(*w.shape[:4], BLOCK), None, matrix)[:, 0]
+    together, padded = _together(batch * features, rows, outer.shape[1])
+    matrix = jnp.concatenate([part.T for part in outer], 1)[:padded]
+    x = _stage_together(together, w.reshape(batch, features, parts, BLOCK), matrix, padded)
+    return x.reshape(batch, features, padded, BLOCK)[:, :, :rows]
+
+
+def _together(sequences: int, rows: int, m: int) -> tuple[int, int]:
+    """How many sequences a stage takes for one, and the rows it pads each to: it moves eight rows at a time.
+
+    Example:
+      >>> _together(6, 4, 4), _together(5, 4, 4), _together(6, 40, 64)
+      ((2, 4), (1, 8), (1, 40))
+    """
+    count = 8 // math.gcd(rows, 8)
+    if sequences % count == 0 and count * m <= DIRECT_ROWS:
+        return count, rows
+    return 1, 8 * -(-rows // 8)
+
+
+def _stage_together(count: int, x, matrix, rows: int):
+    """The product of each sequence of x, `(B, D, rows, 4096)`, with a matrix, of so many rows for each."""
+    x = x.reshape(1, 1, -1, count * x.shape[2], BLOCK)
+    matrix = jnp.kron(jnp.eye(count), matrix)
+    return _stage(outer_sm90.Shapes(1, 1, x.shape[2], x.shape[3], count * rows, x.dtype), x, None, matrix)
 
 
 def _cotangents_of_outer(rows, x):
@@ -216,8 +240,7 @@ def _cotangents_of_outer(rows, x):
     rows = rows.reshape(*rows.shape[:1], *rows.shape[2:4], BLOCK)
     products = jnp.einsum("bdkc,bdnc->bdkn", rows, x, preferred_element_type=jnp.float32)
     total = products.sum(1).reshape(rows.shape[0], 2, -1, x.shape[2])
-    m = total.shape[2]
-    return jnp.pad(total[..., :m], [(0, 0)] * 3 + [(0, max(0, m - x.shape[2]))])
+    return jnp.pad(total, [(0, 0)] * 3 + [(0, total.shape[2] - x.shape[2])])
 
 
 def _planes(z, axis: int):
