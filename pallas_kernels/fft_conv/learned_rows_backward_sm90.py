@@ -29,7 +29,6 @@ from jax import lax
 from pallas_kernels.fft_conv.chain import floats, opaque_zeros
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.learned_backward_sm90 import _by, _by_conjugate
-from pallas_kernels.fft_conv.learned_paired_sm90 import _weighed
 from pallas_kernels.fft_conv.learned_rows import Schedule, Shapes
 from pallas_kernels.fft_conv.mosaic import (
     CHUNK,
@@ -61,11 +60,17 @@ _SPECTRUM = 2 * _SIDES
 _MET = _SPECTRUM + 2
 
 
-def _add_products_of_numbers(zero, sign, a, b, c, d, total):
+def _weighed(dtype, sign, a, b, c, d):
+    """(a + ib) times conj(c + id) where the sign is 1, times c + id where it is -1."""
+    a, b, c, d = floats(a, b, c, d * sign)
+    return (a * c + b * d).astype(dtype), (b * c - a * d).astype(dtype)
+
+
+def _add_weighed(zero, sign, a, b, c, d, total):
     """The total and a c + sign b d."""
-    # With a zero, lest the compiler make float32 numbers of a and b once, for this and for C, and spill 64 in between.
-    a, b, c, d = floats(a + zero, b + zero, c, d)
-    return (total + a * c + sign * b * d,)
+    # Not a and b themselves: the compiler would make float32 numbers of them once, for this and for C, and spill some.
+    a, b, c, d = floats(a + zero, b * sign, c, d)
+    return (total + a * c + b * d,)
 
 
 def _add_products_during(work, totals, *sums):
@@ -168,9 +173,12 @@ def backward(shapes: Shapes):
 
         plgpu.barrier_wait(scratch["barriers"]["tables"])
 
-        def await_taps(step, zero):
+        def begin(step, zero):
+            """Awaits an item's spectrum and zeroes its dK, once that of the last item has left."""
+
             @pl.when(begins(step, zero))
             def _():
+                scratch["dk"][side + zero] = zeros()
                 for plane in (0, 1):
                     plgpu.barrier_wait(arrived(_SPECTRUM + plane))
 
@@ -209,13 +217,13 @@ def backward(shapes: Shapes):
             other = [load(part) for part in theirs]
             tell(1, zero())
 
-            sign = jnp.where(side + zero() == 0, 1.0, -1.0)
+            begin(step + zero(), zero())
+            sign = jnp.where(side + zero() == 0, 1.0, -1.0).astype(dtype)
             mine, total = place(step + zero(), _SPECTRA), scratch["dk"].at[side + zero()]
             pair = load(mine.at[side]), load(mine.at[1 - side])
-            weigh = functools.partial(_add_products_of_numbers, zero().astype(dtype), sign)
+            weigh = functools.partial(_add_weighed, zero().astype(dtype), sign)
             (total[...],) = by_columns(weigh, *other, *pair, total)
 
-            await_taps(step + zero(), zero())
             taps = complex_planes(scratch["spectrum"], zero())
             c = by_columns(functools.partial(_weighed, dtype, sign), *other, *taps)
             hear(1, zero())  # the other warpgroup has read what C replaces
@@ -284,12 +292,10 @@ def backward(shapes: Shapes):
                     tell(turn, zero())
                     hear(turn, zero())
                 fetch_spectrum(step // schedule.rounds + zero(), zero())
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last dK has left
-                scratch["dk"][side] = zeros()
 
             def rest(totals):
-                await_taps(step, zero())
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left the next row's place
+                begin(step, zero())
                 fetch(step + 1 + zero(), zero())
                 d_m, (d_n_re, d_n_im) = totals
                 return d_m, (d_n_re, -d_n_im)
