@@ -21,6 +21,7 @@ from pallas_kernels.fft_conv import (
     learned_paired_sm90,
     learned_rows,
     learned_rows_backward_sm90,
+    learned_rows_forward_sm90,
     learned_sm90,
     outer_radix_sm90,
     outer_sm90,
@@ -280,6 +281,14 @@ def _learned_rows_operands(program: Program):
     return shapes, spectrum, of_row, jax.ShapeDtypeStruct((1,), jnp.int32)
 
 
+def _learned_rows_forward(program: Program):
+    shapes, spectrum, twiddle, shift = _learned_rows_operands(program)
+    second = jax.ShapeDtypeStruct(twiddle.shape[1:], shapes.dtype)
+    first = jax.ShapeDtypeStruct((shapes.rows, 3, N1, N1), shapes.dtype)
+    tables = learned_rows_forward_sm90.Tables(first, second, first, second, twiddle)
+    return learned_rows_forward_sm90.forward(shapes), (shapes.sequences, spectrum, *tables, shift)
+
+
 def _learned_rows_backward(program: Program):
     shapes, spectrum, twiddle, shift = _learned_rows_operands(program)
     first, second = (jax.ShapeDtypeStruct((2, *rows, 2, N1, N1), shapes.dtype) for rows in ((shapes.rows,), ()))
@@ -330,7 +339,7 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
 
 LEARNED_ROWS = tuple(
     Program(f"learned rows {way}", builder, Rows(OuterPlan(1, 16)), dtype, options, f"learned_rows_{way}")
-    for way, builder in (("backward", _learned_rows_backward),)
+    for way, builder in (("forward", _learned_rows_forward), ("backward", _learned_rows_backward))
     for dtype in DTYPES
     for options in (False, True)
 )
@@ -412,10 +421,11 @@ TYPICAL = tuple(
     for program in PROGRAMS
     if program.dtype == "bfloat16"
     and program.options
-    and program not in LEARNED
+    and program not in LEARNED + LEARNED_ROWS
     and (
         program.builder in (_inner_forward, _inner_backward, _taps_forward)
         or str(program.config).split(",")[0] not in _MUCH_LIKE_ANOTHER
     )
 )
-"""Each configuration once: the others differ in little. Those with learned blocks `test_learned` lowers in a layer."""
+"""Each configuration once: the others differ in little. Those with learned blocks `test_learned` and
+`test_learned_long` lower."""
