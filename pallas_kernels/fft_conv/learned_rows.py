@@ -6,6 +6,7 @@ belongs to that k0. Its items are spectra of taps, one for each feature, with al
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -45,6 +46,10 @@ class Shapes:
         return jax.ShapeDtypeStruct((self.batch, 1, self.features, 2 * self.rows, N1, TILE), self.dtype)
 
 
+_ITEMS = 8
+"""Of a block that shares spectra with others, at most: each item takes a spectrum and may leave partial sums."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """Which item and which sequence of the batch at each step.
@@ -64,11 +69,17 @@ class Schedule:
         """Blocks that there are for a k0."""
         return self.shapes.blocks // self.shapes.rows
 
-    @property
+    @functools.cached_property
     def splits(self):
-        """Blocks that share a spectrum's batch, where a k0 has fewer spectra than blocks."""
+        """Blocks that share a spectrum's batch: as many as make the fewest steps."""
         turns = pl.cdiv(self.shapes.batch, self.workers)
-        return max(1, min(self._most // self.shapes.features, turns))
+        most = max(1, min(turns, _ITEMS * self._most // self.shapes.features))
+
+        def steps(splits):
+            visits = pl.cdiv(self.shapes.features * splits, self._most)
+            return visits * pl.cdiv(pl.cdiv(self.shapes.batch, splits), self.workers)
+
+        return min(range(1, most + 1), key=steps)
 
     @property
     def batch(self):

@@ -10,12 +10,13 @@ warpgroup has that of the sequence, Z, and the other that of the cotangent of it
 where ds of Z is its cotangent, and that of H what the forward pass gave before it was joined. Each warpgroup sums up
 one part of dK, in shared memory.
 
-In products of real 64 x 64 matrices, each of the six complex ones is 4, for each of the two 24. At 128 cycles they are
-6144 for a pair of rows, which their operands take from shared memory in 5120: half of the left ones are in registers.
+Each of the six complex products is 4 of real 64 x 64 matrices, in all 24 for each of the two. At 128 cycles each that
+is 6144 for a pair of rows. Seven left factors of the 24 are in registers; to read the other operands from shared
+memory takes 5248 at 128 bytes a cycle.
 
-A negative product has no instruction here: what counts as negative is negated in registers, or the sum before it is.
-So dN, whose imaginary part is Re B^T Im C - Im B^T Re C, would be negated twice for each row. It is once: sums are of
-alternating sign from step to step, and so is the order of the two products.
+No product can be subtracted: a factor is negated in registers before it, or the sum is. The imaginary part of dN would
+be negated twice for each row, before Im B^T Re C and after it, as both are in shared memory. It is once, since the sum
+has the other sign after each step, and the two products the other order.
 """
 
 import functools
@@ -48,8 +49,10 @@ _SIDES = 2
 SHARED_MEMORY = 224 * 1024
 """Bytes of a block's matrices, all of 16-bit numbers but for dK."""
 
-# A warpgroup has three places for complex matrices: of the row, of B and then A and the result, and of both spectra.
-# The next row comes to the last of these once C is no longer needed, so in the next step each has moved on by two.
+# A warpgroup has three places for complex matrices: that of its row; of B, then A, then the result; and of S, then C.
+# The next row comes to the last of these as soon as C has been read, long before the products with this row end. So in
+# the next step each is two places further: B comes to where the last row was, and S to where the last result was, once
+# it has left.
 _PLACES = 3
 _ROW, _HELD, _SPECTRA = range(_PLACES)
 
@@ -137,7 +140,7 @@ def backward(shapes: Shapes):
 
             @pl.when(work)
             def _():
-                def copy(source, _):
+                def copy(source, result):
                     for plane in (0, 1):
                         row = source.at[sequence, 0, feature, plane * shapes.rows + k0(zero)]
                         plgpu.copy_gmem_to_smem(row, place(step, _ROW).at[plane], arrived(2 * side + plane))
@@ -145,7 +148,7 @@ def backward(shapes: Shapes):
                 by_side(copy)
 
         def fetch_spectrum(visit, zero):
-            feature, _ = schedule.place(schedule.item(visit))
+            feature = schedule.place(schedule.item(visit))[0]
 
             @pl.when(of_z)
             def _():
@@ -204,7 +207,7 @@ def backward(shapes: Shapes):
                 plgpu.barrier_wait(arrived(2 * side + plane))
             (m_re, m_im), (re, im) = table("first"), planes(_ROW)
             b = turned(_by, sums_of_products([(m_re, re), (-load(m_im), im)], [(m_re, im), (m_im, re)]))
-            save(_HELD, b)
+            save(_HELD, b)  # where the last row was, which all of the warpgroup had read when it saved its result
             plgpu.commit_smem()
             (b_re, b_im), (n_re, n_im) = planes(_HELD), table("second")
             sums = sums_of_products([(b_re, n_re), (-b[1], n_im)], [(b_re, n_im), (b_im, n_re)])
@@ -255,7 +258,7 @@ def backward(shapes: Shapes):
 
             re, im = (part.T for part in planes(_ROW))
             sums = [(a[0], re), (a[1], im)], [(a[1], re), (-a[0], im)]
-            d_m, _ = _add_products_during(lambda: save(_HELD, a), d_m, *sums)
+            d_m, _ = _add_products_during(lambda: save(_HELD, a), d_m, *sums)  # which read the row alone
             plgpu.commit_smem()
             (m_re, m_im), (a_re, a_im) = (part.T for part in table("first")), planes(_HELD)
             out_re, out_im = sums_of_products([(m_re, a_re), (m_im, a_im)], [(m_im, a_re)])
@@ -265,7 +268,7 @@ def backward(shapes: Shapes):
             save(_HELD, (out.astype(dtype) for out in (out_re, out_im)))
             plgpu.commit_smem()
 
-            def copy(_, result):
+            def copy(source, result):
                 feature, sequence, _ = schedule.at(step + zero(), 0)
                 for plane, part in enumerate(planes(_HELD)):
                     row = result.at[sequence, 0, feature, plane * shapes.rows + k0(zero())]

@@ -30,6 +30,18 @@ def test_every_row_is_worked_on_once(monkeypatch, batch, features, rows, blocks,
     assert dict(done) == {(k, d, b): 1 for k in range(rows) for d in range(features) for b in range(batch)}
 
 
+def test_blocks_share_a_batch_where_that_makes_fewer_steps():
+    def splits(features, workers=1):
+        schedule = Schedule(Shapes(16, features, 4, "bfloat16"), workers)
+        return schedule.splits, schedule.steps
+
+    assert splits(768) == (1, 24 * 16)  # 33 blocks for each row
+    assert splits(33) == (1, 16)
+    assert splits(20) == (8, 5 * 2)
+    assert splits(1) == (16, 1)
+    assert splits(1, workers=3) == (6, 1)
+
+
 def test_more_rows_than_blocks_are_refused():
     with pytest.raises(ValueError, match=re.escape("rows must be from 1 to the 4 blocks; got 5.")):
         Shapes(1, 1, 5, "bfloat16", 4)
