@@ -124,12 +124,14 @@ def _transforms(blocks):
 
 def _run_forward(u, taps, *rest):
     *blocks, shift, plan = rest
-    return learned_three_pass.forward(u, taps, *_transforms(blocks), shift, plan)
+    of_u, of_g, of_taps = _transforms(blocks)
+    return learned_three_pass.forward(u, taps, of_u, of_g, of_taps, shift, plan)
 
 
 def _run_backward(u, g, taps, spectra, *rest):
     *blocks, shift, plan = rest
-    cotangents = learned_three_pass.backward(u, g, taps, spectra, *_transforms(blocks), shift, plan)
+    of_u, of_g, of_taps = _transforms(blocks)
+    cotangents = learned_three_pass.backward(u, g, taps, spectra, of_u, of_g, of_taps, shift, plan)
     return tuple(jax.tree.leaves(cotangents))
 
 

@@ -10,9 +10,8 @@ threads loads the tables of its k0 once (`learned_rows`), 96 KB of its memory; t
 and, for each of three warpgroups, a row and a result.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -43,15 +42,15 @@ SHARED_MEMORY = 224 * 1024
 class Tables(NamedTuple):
     """What the kernel keeps in shared memory, of its k0; blocks are scaled as in `tables`."""
 
-    f1: jax.Array
+    f1: Any
     """`(m, re | im | -im, 64, 64)`, `[k1, n1]`."""
-    f2: jax.Array
+    f2: Any
     """`(re | im, 64, 64)`, `[n2, k2]`."""
-    f1_back: jax.Array
+    f1_back: Any
     """V1, `(m, re | im | -im, 64, 64)`, `[n1, k1]`."""
-    f2_back: jax.Array
+    f2_back: Any
     """V2, `(re | im, 64, 64)`, `[k2, n2]`."""
-    twiddle: jax.Array
+    twiddle: Any
     """`(m, re | im, 64, 64)`."""
 
     def of(self, k0) -> "Tables":
@@ -59,7 +58,7 @@ class Tables(NamedTuple):
         return Tables(self.f1.at[k0], self.f2, self.f1_back.at[k0], self.f2_back, self.twiddle.at[k0])
 
 
-_PLANES = Tables(f1=3, f2=2, f1_back=3, f2_back=2, twiddle=2)  # type: ignore[arg-type]
+_PLANES = {"f1": 3, "f2": 2, "f1_back": 3, "f2_back": 2, "twiddle": 2}
 
 
 def _times_conjugate(z, w, dtype):
@@ -147,8 +146,8 @@ def forward(shapes: Shapes):
 
         @pl.when(group == 0)
         def _():
-            for name, table, planes in zip(Tables._fields, Tables(*tables).of(k0), _PLANES, strict=True):
-                for plane in range(planes):
+            for name, table in Tables(*tables).of(k0)._asdict().items():
+                for plane in range(_PLANES[name]):
                     plgpu.copy_gmem_to_smem(table.at[plane], scratch[name].at[plane], barriers["tables"])
 
         fetch_spectrum(jnp.int32(0))
@@ -158,7 +157,7 @@ def forward(shapes: Shapes):
 
             def block(name):
                 zero = fresh()
-                return [scratch[name].at[zero + plane] for plane in range(getattr(_PLANES, name))]
+                return [scratch[name].at[zero + plane] for plane in range(_PLANES[name])]
 
             def row(name):
                 return complex_planes(scratch[name].at[group + fresh()], 0)
@@ -201,8 +200,7 @@ def forward(shapes: Shapes):
 
     columns = {"twiddle": CHUNK}
     tables = {
-        name: matrices((planes, N1, N1), dtype, columns=columns.get(name, TILE))
-        for name, planes in _PLANES._asdict().items()
+        name: matrices((planes, N1, N1), dtype, columns=columns.get(name, TILE)) for name, planes in _PLANES.items()
     }
     scratch = {
         **tables,
@@ -210,7 +208,7 @@ def forward(shapes: Shapes):
         "z": matrices((WARPGROUPS, 2, N1, TILE), dtype),
         "w": matrices((WARPGROUPS, 2, N1, TILE), dtype),
         "barriers": {
-            "tables": plgpu.Barrier(num_arrivals=sum(_PLANES)),
+            "tables": plgpu.Barrier(num_arrivals=sum(_PLANES.values())),
             "rows": plgpu.Barrier(num_arrivals=2, num_barriers=WARPGROUPS),
             "spectrum": plgpu.Barrier(num_arrivals=2, num_barriers=_SPECTRUM_SLOTS),
             "done": plgpu.Barrier(num_arrivals=WARPGROUPS),

@@ -183,8 +183,8 @@ def _rows_backward(z, h, spectra, of_z: Transform, of_h: Transform, shift, plan:
     """dZ, W and the cotangents of both transforms' blocks, `(m, 2, ...)` and `(2, ...)`, and of the spectra."""
     tables = jnp.stack([of_z.first, of_h.first]), jnp.stack([of_z.second, of_h.second]), plan.twiddle()
     kernel = lowered_once(learned_rows_backward_sm90.backward, _shapes(z, plan))
-    tables = (table.astype(z.dtype) for table in tables)
-    dz, w, d_first, d_second, d_spectra = kernel(z, h, spectra.astype(z.dtype), shift, *tables)
+    in_dtype = (table.astype(z.dtype) for table in tables)
+    dz, w, d_first, d_second, d_spectra = kernel(z, h, spectra.astype(z.dtype), shift, *in_dtype)
     return dz, w, d_first.sum(0), d_second.sum((0, 1)), d_spectra.sum(0)
 
 
