@@ -234,7 +234,7 @@ def backward(shapes: Shapes):
             plgpu.commit_smem()  # C, and B
 
             (c_re, c_im), (n_re, n_im) = planes(_SPECTRA), (part.T for part in table("second"))
-            e = sums_of_products([(c_re, n_re), (c_im, n_im)], [(c_im, n_re), (-load(c_re), n_im)])
+            e = sums_of_products([(c_re, n_re), (c_im, n_im)], [(c_im, n_re), (-c[0], n_im)])
 
             def half_of_a(number):
                 columns = slice(number * N1 // 2, (number + 1) * N1 // 2)

@@ -64,11 +64,11 @@ def errors(batch, features, rows, blocks, dtype):
     ("batch", "features", "rows", "blocks", "dtype"),
     [
         (2, 1, 2, 2, "bfloat16"),
-        # two blocks for three features of each row, of which the second has one less, and all places of rows
+        # three features for two blocks of each row, each with three items of two sequences: all places of rows
         pytest.param(4, 3, 2, 5, "float16", marks=pytest.mark.slow),
-        # more blocks than features: they share a batch that does not divide
-        pytest.param(3, 1, 3, 6, "bfloat16", marks=pytest.mark.slow),
-        # 5 sequences by two blocks of each row: the second has a step without work
+        # of three items, the second block of each row lacks one
+        pytest.param(1, 3, 3, 6, "bfloat16", marks=pytest.mark.slow),
+        # five sequences by two blocks: the second has a step without work
         pytest.param(5, 1, 1, 2, "float16", marks=pytest.mark.slow),
     ],
 )
