@@ -145,20 +145,27 @@ def tap_cotangents(taps, d_spectra, of_taps: Transform, shift, plan: Plan):
     """Of the taps and of their transform, for that of the spectra, `(D, m, re | im, 64, 64)` in float32.
 
     Cotangents of the spectra are divided by the largest of each feature, too. Those of the blocks are sums over
-    features, which are weighed by what they were divided by in the rows of the taps, the other factor.
+    features, weighed by what both factors were divided by in one of them, the taps: against the weight of the feature
+    that counts most, and one that is zero has none.
     """
     x, size = _normalized(taps[:, None])
     re, im = d_spectra.swapaxes(1, 2).swapaxes(0, 1)
     t_re, t_im = plan.twiddle().swapaxes(0, 1)
     h = jnp.concatenate([re * t_re + im * t_im, im * t_re - re * t_im], 1)
     h, height = _normalized(h[:, None, None])
-    height = height * size * plan.spectrum_scale
-    most = height.max()
-    z = _split(x * (height / most).astype(x.dtype)[:, None, None, None], of_taps.outer)
+    height = height * plan.spectrum_scale
+    weight = jnp.where(_any(taps) & _any(d_spectra), height * size, 0)
+    most = jnp.where(jnp.any(weight), weight.max(), 1)
+    z = _split(x * (weight / most).astype(x.dtype)[:, None, None, None], of_taps.outer)
     dz, _, d_first, d_second, _ = _rows_backward(z, h, _one(plan), of_taps, _identity(plan), shift, plan)
-    d_outer = jnp.einsum("d,dpkn->pkn", height, _cotangents_of_outer(dz, x))
-    d_taps = _join(dz, of_taps.outer, x.shape[2])[:, 0].astype(jnp.float32) * (height / size)[:, None, None]
+    d_outer = jnp.einsum("d,dpkn->pkn", weight, _cotangents_of_outer(dz, x))
+    d_taps = _join(dz, of_taps.outer, x.shape[2])[:, 0].astype(jnp.float32) * height[:, None, None]
     return d_taps, Transform(d_outer, most * d_first[:, 0], most * d_second[0])
+
+
+def _any(x):
+    """Which of the features are not zero."""
+    return jnp.abs(x).max(tuple(range(1, x.ndim))) > 0
 
 
 def _one(plan: Plan):

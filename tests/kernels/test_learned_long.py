@@ -21,8 +21,11 @@ from tests.tolerances import LEARNED_LONG
 
 
 @functools.cache
-def problem(m, length, taps, batch, features, dtype):
-    """Inputs, with blocks as far from the DFT as their entries are large, and in float64 the result and cotangents."""
+def problem(m, length, taps, batch, features, dtype, uneven=False):
+    """Inputs, with blocks as far from the DFT as their entries are large, and in float64 the result and cotangents.
+
+    If uneven, the first of three features has small taps, the second large ones, and no cotangent, and the third none.
+    """
     random = np.random.default_rng(0)
     butterfly = LearnedButterfly("right_angle", (m, N1, N1), per_stage=True, learn_inverse=True)
     with jax.enable_x64(True):
@@ -30,6 +33,9 @@ def problem(m, length, taps, batch, features, dtype):
         blocks = jax.tree.map(lambda block: block + 0.5 * random.standard_normal(block.shape), blocks)
         u, g = (jnp.asarray(random.standard_normal((batch, features, length)), dtype) for _ in range(2))
         kernel = random.standard_normal((features, taps)).astype(np.float32)
+        if uneven:
+            kernel *= np.array([[1e-3], [1], [0]], np.float32)
+            g = g.at[:, 1].set(0)
 
         @jax.jit
         def reference(g, *arguments):
@@ -150,11 +156,11 @@ def algebra(monkeypatch):
     monkeypatch.setattr(learned_three_pass.learned_rows_backward_sm90, "backward", rows_backward)
 
 
-CASE = 3, 8000, 12000, 2, 2, "float16"
+CASE = 3, 8000, 12000, 4, 3, "float16", True
 
 
 def test_what_stands_around_the_kernels(algebra):
-    """Three rows, padded to four; four sequences, split together, that have two of them, and taps that have all."""
+    """Three rows, padded to four; twelve sequences, split by fours, that have two of them, and taps that have all."""
     arguments, g, butterfly, want = problem(*CASE)
     check(run(g, arguments, butterfly), want, "float16")  # 8.0e-4
 
@@ -163,6 +169,7 @@ PLANTED = {
     "_adjoint": lambda planes: planes.mT,  # unconjugated
     "_roots": lambda turns, right=learned_three_pass._roots: right(-turns),
     "_cotangents_of_outer": lambda rows, x, right=learned_three_pass._cotangents_of_outer: right(rows, x)[:, ::-1],
+    "_any": lambda x: jnp.full(x.shape[0], True),  # features without taps or without a cotangent weigh, too
     "_one": lambda plan, right=learned_three_pass._one: 2 * right(plan),
     "_join": lambda w, outer, rows, right=learned_three_pass._join: right(
         w, outer * jnp.array([1, -1])[:, None, None], rows
@@ -177,7 +184,7 @@ def test_an_error_in_any_step_shows(name, algebra, monkeypatch):
     arguments, g, butterfly, want = problem(*CASE)
     monkeypatch.setattr(learned_three_pass, name, PLANTED[name])
     got = run(g, arguments, butterfly)
-    assert max(map(relative_error, *map(jax.tree.leaves, (got, want)))) > 10 * LEARNED_LONG["float16"]
+    assert max(map(relative_error, *map(jax.tree.leaves, (got, want)))) > 2 * LEARNED_LONG["float16"]
 
 
 butterfly = LearnedButterfly("right_angle", (8, N1, N1), learn_inverse=True)
