@@ -24,7 +24,8 @@ from tests.tolerances import LEARNED_LONG
 def problem(m, length, taps, batch, features, dtype, uneven=False):
     """Inputs, with blocks as far from the DFT as their entries are large, and in float64 the result and cotangents.
 
-    If uneven, the first of three features has small taps, the second large ones, and no cotangent, and the third none.
+    If uneven, the first of three features has small taps; the second large ones, but no cotangent; the third none, but
+    a large cotangent.
     """
     random = np.random.default_rng(0)
     butterfly = LearnedButterfly("right_angle", (m, N1, N1), per_stage=True, learn_inverse=True)
@@ -35,7 +36,7 @@ def problem(m, length, taps, batch, features, dtype, uneven=False):
         kernel = random.standard_normal((features, taps)).astype(np.float32)
         if uneven:
             kernel *= np.array([[1e-3], [1], [0]], np.float32)
-            g = g.at[:, 1].set(0)
+            g *= jnp.array([[1], [0], [100]], dtype)
 
         @jax.jit
         def reference(g, *arguments):
@@ -184,7 +185,7 @@ def test_an_error_in_any_step_shows(name, algebra, monkeypatch):
     arguments, g, butterfly, want = problem(*CASE)
     monkeypatch.setattr(learned_three_pass, name, PLANTED[name])
     got = run(g, arguments, butterfly)
-    assert max(map(relative_error, *map(jax.tree.leaves, (got, want)))) > 2 * LEARNED_LONG["float16"]
+    assert max(map(relative_error, *map(jax.tree.leaves, (got, want)))) > 1.5 * LEARNED_LONG["float16"]
 
 
 butterfly = LearnedButterfly("right_angle", (8, N1, N1), learn_inverse=True)
