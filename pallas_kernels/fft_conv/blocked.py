@@ -7,7 +7,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from pallas_kernels.fft_conv import blocked_sm90, streamed_sm90
+from pallas_kernels.fft_conv import block_toeplitz, blocked_backward_sm90, blocked_sm90, streamed_sm90
 from pallas_kernels.fft_conv.config import MAX_BLOCKS
 from pallas_kernels.fft_conv.lowering import lowered_once
 from pallas_kernels.fft_conv.tables import convolution_tables
@@ -39,7 +39,7 @@ def backward(x, pre_gate, post_gate, g, spectra, lags: tuple[int, int], *tables)
     """
     shapes = _shapes(x, pre_gate, post_gate, spectra, lags)
     operands = x, g, *_present(x, pre_gate, post_gate)
-    kernel = lowered_once(blocked_sm90.backward, shapes)
+    kernel = lowered_once(blocked_backward_sm90.backward, shapes)
     if shapes.dx_fits:
         d_x, d_spectra = kernel(*operands, spectra, *_in_dtype(x.dtype, *tables))
     else:
@@ -48,13 +48,13 @@ def backward(x, pre_gate, post_gate, g, spectra, lags: tuple[int, int], *tables)
         adjoint = jnp.stack([backwards[..., 0, :, :], -backwards[..., 1, :, :]], -3)
         d_x = forward(g, post_gate, None, adjoint, (-lags[1], -lags[0]), *tables)
     d_post = None if post_gate is None else forward(x, pre_gate, g, spectra, lags, *tables)
-    return d_x, d_post, blocked_sm90.whole_spectra(d_spectra, shapes)
+    return d_x, d_post, blocked_backward_sm90.whole_spectra(d_spectra, shapes)
 
 
 def _shapes(x, pre_gate, post_gate, spectra, lags):
     batch, sequences, features, length, _ = x.shape
     gates = (0 if gate is None else gate.shape[1] for gate in (pre_gate, post_gate))
-    return blocked_sm90.Shapes(batch, spectra.shape[1], features, length, lags, x.dtype, sequences, *gates)
+    return block_toeplitz.Shapes(batch, spectra.shape[1], features, length, lags, x.dtype, sequences, *gates)
 
 
 def _present(x, pre_gate, post_gate):

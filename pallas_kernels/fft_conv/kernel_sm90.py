@@ -247,6 +247,19 @@ def backward(config: Config, shapes: Shapes):
                     def fetch_next(name):
                         fetch_rows(step + 1 + zero(), name)
 
+                    def spectra(read, then_fetch=None):
+                        """Of rows in shared memory, whose place the next ones may then take."""
+                        results = chain().forward(read)
+                        if then_fetch:
+                            plgpu.commit_smem()  # the whole warpgroup has read them
+                            fetch_next(then_fetch)
+                        return results
+
+                    def inverse(products):
+                        results = chain().inverse(products, rows("staging"))
+                        plgpu.commit_smem()  # the whole warpgroup has read what the results replace
+                        return results
+
                     def gate(name, gate_name, products):
                         """Rounded as the forward kernel does."""
                         block.await_rows(name)
@@ -270,21 +283,18 @@ def backward(config: Config, shapes: Shapes):
                     if pre:
                         if not post:  # or else the last result in this plane has left before the inverse of K X
                             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                        xs = chain().forward(gate("u", "pre_gate", staging(1)))
+                        xs = spectra(gate("u", "pre_gate", staging(1)))
                     else:
                         block.await_rows("u")
-                        xs = chain().forward(rows("u"))
-                        fetch_next("u")
+                        xs = spectra(rows("u"), "u")
                     for z, (re, im) in zip(xs, kept(), strict=True):  # registers are short while H is made
                         re[...], im[...] = (part.astype(dtype) for part in z)
 
                     if post:
-                        hs = chain().forward(gate("g", "post_gate", rows("post_gate")))
-                        fetch_next("post_gate")
+                        hs = spectra(gate("g", "post_gate", rows("post_gate")), "post_gate")
                     else:
                         block.await_rows("g")
-                        hs = chain().forward(rows("g"))
-                        fetch_next("g")
+                        hs = spectra(rows("g"), "g")
 
                     products = []
                     for r, (z, w) in enumerate(zip(kept(), hs, strict=True)):
@@ -295,7 +305,7 @@ def backward(config: Config, shapes: Shapes):
                             counts, lambda ds, z=z, w=w: by_columns(correlate, *z, *w, *ds), lambda ds: ds, ds
                         )
                         products.append(by_columns(functools.partial(conj_correlate, dtype), *taps(), *w))
-                    dxs = chain().inverse(products, rows("staging"))
+                    dxs = inverse(products)
                     store(0, dxs, du, "pre_gate" if pre else None)
                     if pre:
                         store(1, dxs, d_gates[0], "u")
@@ -304,7 +314,7 @@ def backward(config: Config, shapes: Shapes):
 
                     if post:
                         products = [conj_times(z, taps(), dtype) for z in kept()]
-                        store(0, chain().inverse(products, rows("staging")), d_gates[-1], "g")
+                        store(0, inverse(products), d_gates[-1], "g")
                         fetch_next("g")
                     return ds
 
@@ -331,4 +341,4 @@ def backward(config: Config, shapes: Shapes):
     spectra = matrices((groups, config.rows, 2, N1, n2), dtype, columns=CHUNK)
     scratch = scratch_types(config, shapes, names, 1, spectra=spectra)
     out = (share,) * (1 + pre + post) + (parts,)
-    return persistent_kernel(fft_conv_backward, out, scratch, schedule.grid, config.warpgroups, automatic_barriers=True)
+    return persistent_kernel(fft_conv_backward, out, scratch, schedule.grid, config.warpgroups)

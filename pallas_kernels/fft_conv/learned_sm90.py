@@ -102,9 +102,15 @@ def forward(config: Config, shapes: Shapes):
                     there = Butterfly(scratch["f1"], scratch["f2"], scratch["twiddle"], lambda: zero)
                     back = _WayBack(scratch["f1_back"], scratch["f2_back"], scratch["twiddle"], lambda: zero)
                     block.await_rows("u")
-                    spectra = there.forward(tiles, then=lambda: fetch_rows(step + 1))
+
+                    def fetch_next():
+                        plgpu.commit_smem()  # the whole warpgroup has read its rows
+                        fetch_rows(step + 1)
+
+                    spectra = there.forward(tiles, then=fetch_next)
                     taps = complex_planes(scratch["spectrum"].at[slot], zero)
                     ys = back.inverse([conj_times(z, taps, dtype) for z in spectra], staging)
+                    plgpu.commit_smem()  # the whole warpgroup has read what the results replace
                     for e, y in zip(staging, ys, strict=True):
                         e[0] = y.astype(dtype)
                     plgpu.commit_smem()
@@ -121,9 +127,7 @@ def forward(config: Config, shapes: Shapes):
     scratch["f1"] = scratch["f1_back"] = matrices((2, N1, N1), dtype, columns=n2)
     scratch["f2"] = scratch["f2_back"] = matrices((2, n2, 2 * n2), dtype, columns=n2)
     out = jax.ShapeDtypeStruct((shapes.batch, 1, shapes.features, shapes.length, n2), dtype)
-    return persistent_kernel(
-        learned_fft_conv_forward, out, scratch, schedule.grid, config.warpgroups, automatic_barriers=True
-    )
+    return persistent_kernel(learned_fft_conv_forward, out, scratch, schedule.grid, config.warpgroups)
 
 
 def shared_memory(config: Config) -> int:

@@ -33,12 +33,12 @@ def load(ref):
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA)
 
 
-def persistent_kernel(body, out_type, scratch, blocks: int, warpgroups: int, *, automatic_barriers: bool = False):
+def persistent_kernel(body, out_type, scratch, blocks: int, warpgroups: int):
     """A launch of `blocks` blocks of so many warpgroups; the body finds itself by the axes "block" and "warpgroup".
 
-    Without automatic barriers it orders by itself what its threads share: stores and reads of one matrix in shared
-    memory are of the same elements in each thread, or a commit or a barrier lies between. Mosaic, left to it, puts one
-    before and after each, 24 instead of 8 in the forward kernel of 4096 steps.
+    The body orders by itself what its threads share: stores and reads of one matrix in shared memory are of the same
+    elements in each thread, or a commit or a barrier lies between. Mosaic, left to it, puts one before and after each,
+    24 instead of 8 in the forward kernel of 4096 steps.
     """
     return plgpu.kernel(
         body,
@@ -48,7 +48,7 @@ def persistent_kernel(body, out_type, scratch, blocks: int, warpgroups: int, *, 
         grid_names=("block",),
         num_threads=warpgroups,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=not automatic_barriers),
+        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
     )
 
 

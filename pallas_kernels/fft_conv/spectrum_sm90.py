@@ -161,7 +161,7 @@ def _kernel(config: Config, shape, dtype, before: bool):
         },
     }
     out = jax.ShapeDtypeStruct((count, blocks - before, 2, N1, n2), dtype)
-    return persistent_kernel(fft_conv_spectrum, out, scratch, grid, groups, automatic_barriers=True)
+    return persistent_kernel(fft_conv_spectrum, out, scratch, grid, groups)
 
 
 def _times_split(dtype):

@@ -1,6 +1,6 @@
 """The kernel for Hopper and causal sequences of five to eight blocks of 4096 steps: spectra of the taps come from L2.
 
-It is the scheme of `blocked_sm90`, Y_m = sum_j K_(m-j) X_j, for more spectra than leave room for those of the taps.
+It is the scheme of `block_toeplitz`, Y_m = sum_j K_(m-j) X_j, for more spectra than leave room for those of the taps.
 Each of four warpgroups transforms two blocks, one after the other, and does the products of 16 columns for all of them.
 The taps' spectra pass it by in pieces of those columns, 4 KB each, three at a time, where a gate passes otherwise.
 Blocks 4 to 7 of the result come first, which need all of X, and then the others, which need only themselves: every
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
-from pallas_kernels.fft_conv.blocked_sm90 import Shapes, _Schedule, load_tables, put
+from pallas_kernels.fft_conv.block_toeplitz import Schedule, Shapes, load_tables, put
 from pallas_kernels.fft_conv.chain import ByColumns, apply_gate, floats
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.mosaic import CHUNK, load, matrices, persistent_kernel
@@ -39,7 +39,7 @@ def forward(shapes: Shapes):
     """
     assert shapes.lags == (0, shapes.count - 1)
     assert GROUPS < shapes.count <= MAX_BLOCKS
-    schedule = _Schedule(shapes, least=1)  # whose spectra are read for each row in any case
+    schedule = Schedule(shapes, least=1)  # whose spectra are read for each row in any case
     dtype, count = shapes.dtype, shapes.count
     results = range(GROUPS, count), range(GROUPS)
     # The lag of each piece in the order in which they pass

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.fft_conv import (
+    block_toeplitz,
+    blocked_backward_sm90,
     blocked_sm90,
     column_dft,
     inner_sm90,
@@ -80,7 +82,7 @@ def _shapes(program: Program, channels: int, gated: bool) -> tiles.Shapes:
     return tiles.Shapes(batch, channels, FEATURES, length, dtype, gated and program.options, post_gates)
 
 
-def _rows(shapes: tiles.Shapes | blocked_sm90.Shapes, n2: int, channels: int | None = None) -> jax.ShapeDtypeStruct:
+def _rows(shapes: tiles.Shapes | block_toeplitz.Shapes, n2: int, channels: int | None = None) -> jax.ShapeDtypeStruct:
     """Sequences, `(B, D, rows, n2)`, or those of channels."""
     of_channels = () if channels is None else (channels,)
     return jax.ShapeDtypeStruct((shapes.batch, *of_channels, shapes.features, shapes.length, n2), shapes.dtype)
@@ -111,14 +113,16 @@ class Blocks:
         return f"{self.count} blocks, lags {self.lags[0]} to {self.lags[1]}"
 
 
-def _blocked_shapes(program: Program) -> blocked_sm90.Shapes:
+def _blocked_shapes(program: Program) -> block_toeplitz.Shapes:
     on, blocks = program.options, program.config
     length = N1 * blocks.count - 8 * on
     dtype = jnp.dtype(program.dtype)
-    return blocked_sm90.Shapes(64 - on, 1, FEATURES, length, blocks.lags, dtype, pre_gates=int(on), post_gates=int(on))
+    return block_toeplitz.Shapes(
+        64 - on, 1, FEATURES, length, blocks.lags, dtype, pre_gates=int(on), post_gates=int(on)
+    )
 
 
-def _blocked_operands(shapes: blocked_sm90.Shapes):
+def _blocked_operands(shapes: block_toeplitz.Shapes):
     f1, *tables = _tables(Config(TILE), shapes.dtype)
     return _rows(shapes, TILE, 1), (jax.ShapeDtypeStruct((2, *f1.shape[1:]), f1.dtype), *tables)
 
@@ -134,7 +138,7 @@ def _blocked_backward(program: Program):
     shapes = _blocked_shapes(program)
     u, tables = _blocked_operands(shapes)
     spectra = jax.ShapeDtypeStruct((*shapes.spectra, 2, N1, TILE), shapes.dtype)
-    return blocked_sm90.backward(shapes), (u, u, u, u, *[spectra] * shapes.dx_fits, *tables)
+    return blocked_backward_sm90.backward(shapes), (u, u, u, u, *[spectra] * shapes.dx_fits, *tables)
 
 
 def _streamed_forward(program: Program):

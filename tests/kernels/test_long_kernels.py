@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flashbutterfly_jax import long_conv
-from pallas_kernels.fft_conv import api, blocked_sm90, inner_sm90, outer_radix_sm90, streamed_sm90, three_pass
+from pallas_kernels.fft_conv import api, inner_sm90, outer_radix_sm90, streamed_sm90, three_pass
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
 from pallas_kernels.fft_conv.outer_plan import (
     OuterPlan,
@@ -187,7 +187,7 @@ def test_split_and_join_by_two_factors(plan):
 @pytest.mark.parametrize("batch", [1, 16, 64])
 @pytest.mark.parametrize("features", [1, 5, 192, 256, 768, 1000])
 def test_blocks_share_rows_evenly(features, batch):
-    schedule = blocked_sm90._Schedule(blocked_sm90.Shapes(batch, 1, features, 8 * N1, (0, 7), jnp.bfloat16), least=1)
+    schedule = block_toeplitz.Schedule(block_toeplitz.Shapes(batch, 1, features, 8 * N1, (0, 7), jnp.bfloat16), least=1)
     assert schedule.items * schedule.rows >= features * batch
     fair = math.ceil(features * batch / 132)
     assert fair <= schedule.steps <= fair * 1.05 + 1  # 1.03 times as many for 768 features with whole batches
@@ -198,7 +198,7 @@ def test_blocks_share_rows_evenly(features, batch):
 def test_spectra_of_the_taps_stream_past(count, gated):
     """One block of the grid takes both rows; with gates two share them, and the last 64 rows are 8."""
     length = N1 * count - 56 * gated
-    shapes = blocked_sm90.Shapes(
+    shapes = block_toeplitz.Shapes(
         2, 1, 1, length, (0, count - 1), jnp.float16, 1, int(gated), int(gated), blocks=1 + gated
     )
     u, pre_gate, post_gate = (random(seed, 2, 1, 1, length, TILE) for seed in range(3))

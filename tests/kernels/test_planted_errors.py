@@ -11,7 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.fft_conv import api, blocked_sm90, chain, column_dft, kernel_sm90, spectrum_sm90
+from pallas_kernels.fft_conv import (
+    api,
+    block_toeplitz,
+    blocked_backward_sm90,
+    blocked_sm90,
+    chain,
+    column_dft,
+    kernel_sm90,
+    spectrum_sm90,
+)
 from pallas_kernels.fft_conv.config import N1, Config
 from pallas_kernels.fft_conv.tables import dft_tables
 from tests.kernels.interpreter import interpreted
@@ -114,15 +123,15 @@ def _reverse_taps_with_minus(taps, reverse_taps, points, length, place=api._plac
     return place(taps, -reverse_taps, points, length)
 
 
-def _later_blocks_forgotten(xs, ks, shapes, adjoint=False, products=blocked_sm90._block_products):
+def _later_blocks_forgotten(xs, ks, shapes, adjoint=False, products=block_toeplitz.block_products):
     return products(xs, [ks[0], *([0 * plane for plane in k] for k in ks[1:])], shapes, adjoint)
 
 
-def _not_adjoint(xs, ks, shapes, adjoint=False, products=blocked_sm90._block_products):
+def _not_adjoint(xs, ks, shapes, adjoint=False, products=block_toeplitz.block_products):
     return products(xs, ks, shapes)
 
 
-def _previous_lag(xs, gs, lag, correlations=blocked_sm90._block_correlations):
+def _previous_lag(xs, gs, lag, correlations=blocked_backward_sm90._block_correlations):
     return correlations(xs, gs, lag - 1)
 
 
@@ -160,9 +169,13 @@ STEPS = {
     "gate": ("y", GATED, [(kernel_sm90, "apply_gate", _negative(chain.apply_gate))]),
     "product of the spectra of u and g": ("kernel", PLAIN, [(kernel_sm90, "correlate", _uncorrelated)]),
     "conjugate product of taps and g": ("u", PLAIN, [(kernel_sm90, "conj_correlate", _not_conjugated)]),
-    "products of blocks": ("y", BLOCKS, [(blocked_sm90, "_block_products", _later_blocks_forgotten)]),
-    "products of blocks for u": ("u", BLOCKS, [(blocked_sm90, "_block_products", _not_adjoint)]),
-    "products of blocks for the taps": ("kernel", BLOCKS, [(blocked_sm90, "_block_correlations", _previous_lag)]),
+    "products of blocks": ("y", BLOCKS, [(blocked_sm90, "block_products", _later_blocks_forgotten)]),
+    "products of blocks for u": ("u", BLOCKS, [(blocked_backward_sm90, "block_products", _not_adjoint)]),
+    "products of blocks for the taps": (
+        "kernel",
+        BLOCKS,
+        [(blocked_backward_sm90, "_block_correlations", _previous_lag)],
+    ),
     "transform of the gradient of the taps": ("kernel", PLAIN, [(api, "tap_cotangent", _negative(api.tap_cotangent))]),
 }
 FAST = ("conjugate of the product with the taps", "last product", "radix-4 step", "product of the spectra of u and g")
