@@ -1,13 +1,15 @@
 """Times the kernels with learned blocks against the fixed ones, forward and backward, on a Hopper GPU.
 
     python -m experiments.butterfly.kernel_speed --out learned_kernel.json
-    python -m experiments.butterfly.kernel_speed --errors --factors 16 --out learned_errors.json     # no times
+    python -m experiments.butterfly.kernel_speed --points 16384 65536 --out learned_long.json     # in three passes
+    python -m experiments.butterfly.kernel_speed --errors --points 1024 --out learned_errors.json     # no times
 
-For 1024, 2048 and 4096 steps, B = 64, D = 768, bfloat16, the transform of the taps inside the timing on both sides:
-milliseconds forward, and forward with the cotangents of everything that is learned: of u and the taps on both sides,
-and of all six blocks on the learned one; their ratios; and first, before anything is timed, the learned kernels'
-relative L2 errors against float64, with blocks that are not Fourier's, of a cotangent that is zero but in 64 rows. The
-file is written anew after every figure. Most of the time goes to compiling; needs jax and numpy alone.
+For each length, D = 768, bfloat16, B = 64 up to 16,384 steps and of as many steps in all beyond, the transform of the
+taps inside the timing on both sides: milliseconds forward, and forward with the cotangents of everything that is
+learned: of u and the taps on both sides, and of all six or nine blocks on the learned one; their ratios; and first,
+before anything is timed, the learned kernels' relative L2 errors against float64, with blocks that are not Fourier's,
+of a cotangent that is zero but in some rows. The file is written anew after every figure. Most of the time goes to
+compiling; needs jax and numpy alone.
 """
 
 import argparse
@@ -28,10 +30,22 @@ from pallas_kernels.records import driver_version, package_versions, write_atomi
 from pallas_kernels.timing import Effort, host_round, seconds_per_call
 
 BATCH, FEATURES = 64, 768
+STEPS = 2**20
+"""Of a feature in the whole batch, at most."""
 SETS = 3
 """Of inputs that take turns, so that none is in the cache of 50 MB when its turn comes."""
 SOME = slice(None, None, 8), slice(None, None, 96)
-"""Rows of the batch and features whose results are compared with float64's."""
+"""Rows of the batch and features whose results are compared with float64's, 64 of 64 rows of 768 features."""
+
+
+def factors_of(points: int) -> tuple[int, ...]:
+    """Those that a transform of so many points has kernels for.
+
+    Example:
+      >>> factors_of(1024), factors_of(65536)
+      ((64, 16), (16, 64, 64))
+    """
+    return (64, points // 64) if points <= 4096 else (points // 4096, 64, 64)
 
 
 def blocks_of(butterfly: LearnedButterfly) -> dict[str, Any]:
@@ -77,7 +91,7 @@ def errors(got: Any, g: jax.Array, arguments: Any, butterfly: LearnedButterfly) 
 def inputs(length: int, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The cotangent of the result, u and the taps."""
     g, u, taps = jax.random.split(jax.random.key(seed), 3)
-    rows = (BATCH, FEATURES, length)
+    rows = (min(BATCH, STEPS // length), FEATURES, length)
     return (
         jax.random.normal(g, rows, jnp.bfloat16),
         jax.random.normal(u, rows, jnp.bfloat16),
@@ -85,10 +99,9 @@ def inputs(length: int, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     )
 
 
-def measure(n2: int, effort: Effort | None) -> Iterator[dict[str, Any]]:
+def measure(length: int, effort: Effort | None) -> Iterator[dict[str, Any]]:
     """The row of one length, again after each figure that is added to it; None measures the errors alone."""
-    length = 64 * n2
-    butterfly = LearnedButterfly("right_angle", (64, n2), per_stage=True, learn_inverse=True)
+    butterfly = LearnedButterfly("right_angle", factors_of(length), per_stage=True, learn_inverse=True)
     blocks = blocks_of(butterfly)
 
     def fixed(u: jax.Array, taps: jax.Array) -> jax.Array:
@@ -103,8 +116,8 @@ def measure(n2: int, effort: Effort | None) -> Iterator[dict[str, Any]]:
         print(f"L = {length}: compiled in {time.perf_counter() - start:.0f} s", flush=True)
         return compiled
 
-    row: dict[str, Any] = {"length": length}
     g, *arguments = *inputs(length, 2), blocks
+    row: dict[str, Any] = {"length": length, "batch": g.shape[0]}
     both = build(both_ways(learned), (g, *arguments))
     sparse = jnp.zeros_like(g).at[SOME].set(g[SOME])
     row["errors"] = errors(both(sparse, *arguments), sparse, arguments, butterfly)
@@ -140,15 +153,17 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--repeats", type=int, default=15, help="rounds, of which the median counts (15)")
-    parser.add_argument("--factors", type=int, nargs="+", default=[16, 32, 64], help="second factors (16 32 64)")
+    parser.add_argument(
+        "--points", type=int, nargs="+", default=[1024, 2048, 4096], help="lengths, powers of two (1024 2048 4096)"
+    )
     parser.add_argument("--errors", action="store_true", help="measure the errors alone")
     options = parser.parse_args()
     if not options.out.parent.is_dir():
         parser.error(f"--out must be in a folder that exists; got {options.out}")
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1; got {options.repeats}")
-    if not set(options.factors) <= {16, 32, 64}:
-        parser.error(f"--factors must be among 16, 32 and 64; got {options.factors}")
+    if not set(options.points) <= {2**power for power in range(10, 20)}:
+        parser.error(f"--points must be powers of two from 1024 to 524288; got {options.points}")
     device = jax.devices()[0]
     if device.platform != "gpu" or getattr(device, "compute_capability", "") != "9.0":
         raise SystemExit(f"error: the kernels need a Hopper GPU; JAX finds {device.device_kind}.")
@@ -156,13 +171,13 @@ def main() -> None:
         "device": device.device_kind,
         "driver": driver_version(),
         "versions": package_versions(("jax", "jaxlib", "jax-cuda13-plugin")),
-        "rows": {"batch": BATCH, "features": FEATURES, "dtype": "bfloat16"},
+        "rows": {"features": FEATURES, "dtype": "bfloat16"},
     }
     rows: dict[int, Any] = {}
     effort = None if options.errors else Effort(repeats=options.repeats)
-    for n2 in options.factors:
-        for row in measure(n2, effort):
-            rows[n2] = row
+    for length in options.points:
+        for row in measure(length, effort):
+            rows[length] = row
             print(json.dumps(row), flush=True)
             write_atomically(options.out, json.dumps(record | {"results": list(rows.values())}, indent=1) + "\n")
 

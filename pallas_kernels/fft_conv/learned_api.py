@@ -1,30 +1,21 @@
-"""`learned_fft_conv`: padding, choice of configuration, derivatives and sharding around the learned kernels."""
+"""`learned_fft_conv`: padding, choice of configuration and derivatives around the learned kernels."""
 
 import dataclasses
 import functools
 import math
-import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax._src import config as jax_config  # there is no public way to ask whether kernels are being interpreted
-from jax.custom_batching import sequential_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Complex, Float
 
 from pallas_kernels.fft_conv import learned_backward_sm90, learned_paired_sm90, learned_sm90, spectrum_sm90
-from pallas_kernels.fft_conv.api import _axes, _needs_cuda_p
 from pallas_kernels.fft_conv.config import N1, TILE, Config
+from pallas_kernels.fft_conv.learned_operation import Operation, on_gpu
 from pallas_kernels.fft_conv.lowering import lowered_once, traced_once
-from pallas_kernels.fft_conv.platform import on_cuda, varying_alike
+from pallas_kernels.fft_conv.platform import varying_alike
 from pallas_kernels.fft_conv.tables import _scale, block_scale, dft_tables
 from pallas_kernels.fft_conv.tiles import Shapes
-
-# The kernels shift their loop counter right by this, to a zero that the compiler takes for a variable.
-_SHIFT = 31
 
 
 class Blocks(NamedTuple):
@@ -118,13 +109,13 @@ def _conv(config: Config, u, taps, transforms: _Transforms):
 
 
 def _conv_fwd(config, u, taps, transforms):
-    y, spectrum = _on_gpu(_forward_op, _forward_specs, config, u, taps, *transforms)
+    y, spectrum = _on_gpu(_forward_op, config, u, taps, *transforms)
     return y, (u, taps, spectrum, transforms)  # a spectrum is as large as two rows of the batch
 
 
 def _conv_bwd(config, saved, g):
     u, taps, spectrum, transforms = saved
-    d_u, d_taps, *d_transforms = _on_gpu(_backward_op, _backward_specs, config, u, g, taps, spectrum, *transforms)
+    d_u, d_taps, *d_transforms = _on_gpu(_backward_op, config, u, g, taps, spectrum, *transforms)
     return d_u, d_taps, _Transforms(*d_transforms)
 
 
@@ -234,78 +225,17 @@ def _real_form(planes):
     return jnp.stack([jnp.concatenate([re, im], 1), jnp.concatenate([-im, re], 1)])
 
 
-_forward_op = custom_partitioning(_run_forward, static_argnums=(10,))
-_backward_op = custom_partitioning(_run_backward, static_argnums=(12,))
-_REPLICATED = (P(),) * 8
-
-
-def _forward_specs(b, d):
-    """Of the operands and of the results."""
-    return (P(b, d), P(d), *_REPLICATED), (P(b, d), P(d))
-
-
-def _backward_specs(b, d):
-    return (P(b, d), P(b, d), P(d), P(d), *_REPLICATED), (P(b, d), P(d), *(P(),) * 6)
-
-
-def _partition_forward(config, mesh, arguments, results):
-    operands, out = _forward_specs(*_axes(arguments))
-    return mesh, functools.partial(_run_forward, config=config), *_shardings(mesh, out, operands)
-
-
-def _partition_backward(config, mesh, arguments, results):
-    b, d = _axes(arguments)
-    operands, out = _backward_specs(b, d)
-
-    def run(*arguments):
-        d_u, d_taps, *d_blocks = functools.partial(_run_backward, config=config)(*arguments)
-        everywhere = (*(b or ()), *(d or ()))
-        d_blocks = jax.lax.psum(d_blocks, everywhere) if everywhere else d_blocks
-        return d_u, jax.lax.psum(d_taps, b) if b else d_taps, *d_blocks
-
-    return mesh, run, *_shardings(mesh, out, operands)
-
-
-def _shardings(mesh, *parts):
-    return (tuple(NamedSharding(mesh, spec) for spec in specs) for specs in parts)
-
-
-_BLOCK_AXES = "r s t, v w x, a c e, f g h, i j m, o p q"
-_TABLE_AXES = "y z zz, yy"
-_SPECTRUM_AXES = "d sp sk sc"
-
-
-def _but_batch_and_features(rule: str):
-    """The arguments of a rule all of whose other axes are undivided; JAX wants these in the order of appearance."""
-    axes = dict.fromkeys(re.findall(r"\w+", rule))
-    return {"sharding_rule": rule, "need_replication_factors": tuple(axis for axis in axes if axis not in ("b", "d"))}
-
-
-_forward_op.def_partition(
-    _partition_forward,
-    **_but_batch_and_features(f"b d l n, d k, {_BLOCK_AXES}, {_TABLE_AXES} -> b d l n, {_SPECTRUM_AXES}"),
-)
-_backward_op.def_partition(
-    _partition_backward,
-    **_but_batch_and_features(
-        f"b d l n, b d l n, d k, {_SPECTRUM_AXES}, {_BLOCK_AXES}, {_TABLE_AXES} -> b d l n, d k, {_BLOCK_AXES}"
-    ),
+_OF_BLOCKS = "r s t", "v w x", "a c e", "f g h", "i j m", "o p q"
+_TWIDDLE = "y z zz"
+_SPECTRUM = "d sp sk sc"
+_forward_op = Operation(_run_forward, ["b d l n", "d k", *_OF_BLOCKS, _TWIDDLE], ["b d l n", _SPECTRUM])
+_backward_op = Operation(
+    _run_backward,
+    ["b d l n", "b d l n", "d k", _SPECTRUM, *_OF_BLOCKS, _TWIDDLE],
+    ["b d l n", "d k", *_OF_BLOCKS],
+    sums=True,
 )
 
 
-def _on_gpu(op, specs, config: Config, u, *operands):
-    """Runs where it is lowered for CUDA, each shard on its device; or in the interpreter, which knows no shards."""
-    twiddle = dft_tables(config, jnp.float32)[2]  # custom_partitioning refuses constants
-    operands = u, *operands, twiddle, jnp.array([_SHIFT], jnp.int32)
-    if jax_config.pallas_tpu_interpret_mode_context_manager.value is not None:
-        return op.fun(*operands, config)
-
-    def refuse(result, *operands):
-        return _needs_cuda_p.bind(*operands, shape=result.shape, dtype=result.dtype, instead="butterfly")
-
-    by_platform = sequential_vmap(functools.partial(on_cuda, lambda *x: op(*x, config), refuse))
-    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
-        return by_platform(*operands)
-    # Pallas indexes no arrays whose sharding is part of their type.
-    out_sharding = specs(*_axes([jax.typeof(u)]))[1]
-    return jax.sharding.auto_axes(by_platform, out_sharding=out_sharding)(*operands)
+def _on_gpu(operation, config: Config, *operands):
+    return on_gpu(operation, config, *operands, dft_tables(config, jnp.float32)[2])

@@ -21,6 +21,9 @@ from pallas_kernels.fft_conv import (
     kernel_sm90,
     learned_backward_sm90,
     learned_paired_sm90,
+    learned_rows,
+    learned_rows_backward_sm90,
+    learned_rows_forward_sm90,
     learned_sm90,
     outer_radix_sm90,
     outer_sm90,
@@ -274,6 +277,29 @@ def _learned_paired(program: Program):
     return learned_paired_sm90.backward(shapes), (rows, rows, spectrum, shift, both, both, blocks["twiddle"])
 
 
+def _learned_rows_operands(program: Program):
+    dtype, rows = jnp.dtype(program.dtype), program.config.plan.rows
+    shapes = learned_rows.Shapes(16 - program.options, FEATURES - program.options, rows, dtype)
+    of_row = jax.ShapeDtypeStruct((rows, 2, N1, TILE), dtype)
+    spectrum = jax.ShapeDtypeStruct((shapes.features, *of_row.shape), dtype)
+    return shapes, spectrum, of_row, jax.ShapeDtypeStruct((1,), jnp.int32)
+
+
+def _learned_rows_forward(program: Program):
+    shapes, spectrum, twiddle, shift = _learned_rows_operands(program)
+    second = jax.ShapeDtypeStruct(twiddle.shape[1:], shapes.dtype)
+    first = jax.ShapeDtypeStruct((shapes.rows, 3, N1, N1), shapes.dtype)
+    tables = learned_rows_forward_sm90.Tables(first, second, first, second, twiddle)
+    return learned_rows_forward_sm90.forward(shapes), (shapes.sequences, spectrum, *tables, shift)
+
+
+def _learned_rows_backward(program: Program):
+    shapes, spectrum, twiddle, shift = _learned_rows_operands(program)
+    first, second = (jax.ShapeDtypeStruct((2, *rows, 2, N1, N1), shapes.dtype) for rows in ((shapes.rows,), ()))
+    sequences = shapes.sequences
+    return learned_rows_backward_sm90.backward(shapes), (sequences, sequences, spectrum, shift, first, second, twiddle)
+
+
 _KERNELS = {
     Kernel.FORWARD: ("fft_conv_forward", functools.partial(_forward, channels=1, gated=False)),
     Kernel.FORWARD_GATED: ("fft_conv_forward", functools.partial(_forward, channels=1, gated=True)),
@@ -314,6 +340,14 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
         for join in (False, True)
     ),
 )
+
+LEARNED_ROWS = tuple(
+    Program(f"learned rows {way}", builder, Rows(OuterPlan(1, 16)), dtype, options, f"learned_rows_{way}")
+    for way, builder in (("forward", _learned_rows_forward), ("backward", _learned_rows_backward))
+    for dtype in DTYPES
+    for options in (False, True)
+)
+"""With learned blocks, between the outer stages of long sequences."""
 
 LEARNED = tuple(
     Program(f"learned {way}", builder, Learned(n2, launch), dtype, options, f"learned_fft_conv_{way}")
@@ -381,6 +415,7 @@ PROGRAMS = (
         for options in (False, True)
     ),
     *LEARNED,
+    *LEARNED_ROWS,
 )
 
 _MUCH_LIKE_ANOTHER = {"5 blocks", "6 blocks", "7 blocks", "16 rows", "64 rows", "8 x 64 rows"}
@@ -390,10 +425,11 @@ TYPICAL = tuple(
     for program in PROGRAMS
     if program.dtype == "bfloat16"
     and program.options
-    and program not in LEARNED
+    and program not in LEARNED + LEARNED_ROWS
     and (
         program.builder in (_inner_forward, _inner_backward, _taps_forward)
         or str(program.config).split(",")[0] not in _MUCH_LIKE_ANOTHER
     )
 )
-"""Each configuration once: the others differ in little. Those with learned blocks `test_learned` lowers in a layer."""
+"""Each configuration once: the others differ in little. Those with learned blocks `test_learned` and
+`test_learned_long` lower."""

@@ -63,6 +63,13 @@ def learned(u, kernel):
     return y.astype(jnp.float32).sum()
 
 
+def learned_in_three_passes(u, kernel):
+    butterfly = LearnedButterfly("right_angle", (8, 64, 64))
+    blocks = butterfly.init(jax.random.key(0), features=4, taps=32768)
+    y = learned_long_conv(u, kernel, blocks=blocks, butterfly=butterfly, implementation="mosaic_gpu")
+    return y.astype(jnp.float32).sum()
+
+
 @needs_wheels
 @pytest.mark.parametrize(
     ("total", "length", "launches", "summed"),
@@ -71,6 +78,8 @@ def learned(u, kernel):
         # the taps: split, spectrum, inverse, join; splits of u and of the cotangent, inner gradient, join
         (fixed, 40_000, 8, "f32[2,1,10,4096]"),
         (learned, 1024, 3, "f32[2,1024]"),  # the taps' spectrum, two launches of the gradient
+        # the taps: split and rows, twice, and join; splits of u and of the cotangent, rows, join
+        (learned_in_three_passes, 32768, 9, "f32[2,8,4096]"),
     ],
 )
 def test_a_sharded_gradient_sums_that_of_the_kernel_and_communicates_nothing_else(total, length, launches, summed):

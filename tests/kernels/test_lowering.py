@@ -27,7 +27,7 @@ def lowered(function, *arguments, platform: str = "cuda") -> str:
 def kernels(text: str) -> list[str]:
     """The fused kernels that a lowered program has, in alphabetical order: equal ones are one, however often called."""
     calls = (line for line in text.splitlines() if "custom_call @mosaic_gpu" in line)
-    return sorted(re.findall(r"((?:learned_)?fft_conv_\w+)_mosaic_gpu", line)[0] for line in calls)
+    return sorted(re.findall(r"((?:fft_conv|learned)_\w+)_mosaic_gpu", line)[0] for line in calls)
 
 
 def arrays(length: int = 1024, dtype="bfloat16", batch=(4,), features: int = 3):

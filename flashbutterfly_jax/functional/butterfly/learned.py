@@ -179,10 +179,11 @@ def learned_long_conv(
       butterfly: what they are blocks of.
       reverse_kernel: taps of the lags -1, -2, ..., of the kernel's shape; none in the causal form.
       precision: of the matrix products of ``"butterfly"``; None is the highest.
-      implementation: ``"butterfly"``, which None means, takes every request. ``"mosaic_gpu"`` is a fused kernel for
-        Hopper GPUs: a 16-bit u, the right angle with the factors 64 and 16, 32 or 64, no activation, blocks that
-        features share, no reverse kernel; it has first derivatives. Of a sequence of names the first that supports the
-        request runs, and on another device than the kernel's the next one.
+      implementation: ``"butterfly"``, which None means, takes every request. ``"mosaic_gpu"`` are fused kernels for
+        Hopper GPUs: a 16-bit u, the right angle with the factors 64 and 16, 32 or 64, or in three passes m, 64 and 64
+        with m from 2 to 128, which are 8,192 to 524,288 points; no activation, blocks that features share, no reverse
+        kernel; they have first derivatives. Of a sequence of names the first that supports the request runs, and on
+        another device than the kernels' the next one.
 
     Raises:
       ValueError: if an argument has a wrong shape, dtype or value.

@@ -16,6 +16,9 @@ from flashbutterfly_jax.functional.butterfly.transform import inverse_dft_blocks
 from flashbutterfly_jax.functional.origin import check_pallas_kernels
 
 FIRST_FACTOR, SECOND_FACTORS = 64, (16, 32, 64)
+LONG_FACTORS = 64, 64
+"""Those after the first of a plan of three."""
+FIRST_OF_THREE = range(2, 129)
 
 
 def check_supported(u: Array, reverse_kernel: Array | None, butterfly: LearnedButterfly, plan: Plan) -> None:
@@ -27,11 +30,11 @@ def check_supported(u: Array, reverse_kernel: Array | None, butterfly: LearnedBu
     takes, instead = "the learned kernel", 'Use implementation="butterfly" or None.'
     if butterfly.form != "right_angle":
         raise NotImplementedError(f"{takes} takes the form 'right_angle'; got {butterfly.form!r}. {instead}")
-    if plan.order != 2 or plan.factors[0] != FIRST_FACTOR or plan.factors[1] not in SECOND_FACTORS:
-        points = [FIRST_FACTOR * factor for factor in SECOND_FACTORS]
+    if not _fits(plan):
         raise NotImplementedError(
-            f"{takes} takes the factors 64 and one of {SECOND_FACTORS}, of {points} points; got {plan}. Give "
-            f'LearnedButterfly("right_angle", factors=(64, 16)) for up to 1024 taps and so on, or use '
+            f"{takes} takes the factors 64 and one of {SECOND_FACTORS}, or m, 64 and 64 with m from "
+            f'{FIRST_OF_THREE[0]} to {FIRST_OF_THREE[-1]}; got {plan}. Give LearnedButterfly("right_angle", '
+            f"factors=(64, 16)) for up to 1024 taps, (64, 64) for 4096, (16, 64, 64) for 65,536 and so on, or use "
             f'implementation="butterfly" or None.'
         )
     if butterfly.per_feature or butterfly.activation is not None:
@@ -47,6 +50,14 @@ def check_supported(u: Array, reverse_kernel: Array | None, butterfly: LearnedBu
             f"{takes} takes bfloat16 or float16 sequences; got {u.dtype}. Cast u, or give a layer such a dtype; or "
             f'use implementation="butterfly" or None.'
         )
+
+
+def _fits(plan: Plan) -> bool:
+    """Whether there are kernels with blocks of these factors."""
+    first, *others = plan.factors
+    if len(others) == 1:
+        return first == FIRST_FACTOR and others[0] in SECOND_FACTORS
+    return tuple(others) == LONG_FACTORS and first in FIRST_OF_THREE
 
 
 def with_channels_and_skip(
@@ -88,8 +99,10 @@ def learned_long_conv_mosaic_gpu(
       u: bfloat16 or float16.
       kernel: one for each feature.
       blocks: of `LearnedButterfly.init`.
-      butterfly: at a right angle, of the factors 64 and 16, 32 or 64, its blocks shared by the features, linear.
-      config: `pallas_kernels.fft_conv.config.Config` of the kernels; None chooses.
+      butterfly: at a right angle, of the factors 64 and 16, 32 or 64 or m, 64 and 64 with m from 2 to 128, its blocks
+        shared by the features, linear.
+      config: of two factors, a `pallas_kernels.fft_conv.config.Config` of the kernels; of three, the most blocks of
+        threads in a launch. None chooses.
 
     Raises:
       NotImplementedError: the kernel does not compute this.
@@ -97,7 +110,7 @@ def learned_long_conv_mosaic_gpu(
     plan = butterfly.plan(kernel.shape[-1])
     check_supported(u, None, butterfly, plan)
     check_pallas_kernels()
-    from pallas_kernels.fft_conv import learned_api  # not above: importing Pallas takes a second
+    from pallas_kernels.fft_conv import learned_api, learned_long_api  # not above: importing Pallas takes a second
 
     def stages(name):
         options = {"offset_scale": butterfly.offset_scale, "inverse": name == "output"}
@@ -107,6 +120,8 @@ def learned_long_conv_mosaic_gpu(
     there, of_taps = stages("input"), stages("kernel")
     exact = [jnp.asarray(block, jnp.complex64) for block in inverse_dft_blocks(plan, RIGHT_ANGLE)]
     back = stages("output") if butterfly.learn_inverse else exact
-    # The stages multiply by [k, n] from the left; the kernel's second factor, by its transpose from the right.
-    chain = learned_api.Blocks(there[0], there[1].T, back[1].T, back[0], of_taps[0], of_taps[1].T)
-    return learned_api.learned_fft_conv(u, kernel, chain, config)
+    # The stages multiply by [k, n] from the left; the kernels' last factor, by its transpose from the right.
+    chain = *there[:-1], there[-1].T, back[-1].T, *reversed(back[:-1]), *of_taps[:-1], of_taps[-1].T
+    if plan.order == 2:
+        return learned_api.learned_fft_conv(u, kernel, learned_api.Blocks(*chain), config)
+    return learned_long_api.learned_long_fft_conv(u, kernel, learned_long_api.LongBlocks(*chain), config or 132)

@@ -1,0 +1,264 @@
+"""The learned convolution of sequences that no tile holds: an outer stage, many short convolutions, one more stage.
+
+A sequence of n = 4096 m steps is m rows u[n0] of 64 x 64. With blocks F0, F1, F2 on the way there and V2, V1, V0 on
+the way back, and s = (k0 + 1/4) / m,
+
+    Z[k0] = sum over n0 of F0[k0, n0] u[n0]                                                    (split)
+    C[k0] = (T_k0 * (F1_k0 Z[k0])) F2,    W[k0] = V1_k0 (conj(T_k0) * ((C[k0] * K[k0]) V2))    (rows)
+    y[n0] = Re sum over k0 of V0[n0, k0] W[k0]                                                 (join)
+
+    F1_k0 = F1 diag(exp(-2 pi i s a / 64)),      V1_k0 = diag(exp(2 pi i s a / 64)) V1
+    T_k0 = exp(-2 pi i (p + s) b / 4096)
+
+where F0 and V0 hold the right angle's shift, as exact ones do in `outer_plan`, and K is the spectrum of the taps by
+three blocks of its own. So the cotangent g of y is split by V0^H, and goes through V1_k0^H and V2^H just as u goes
+through the blocks on the way there; `learned_rows_backward_sm90` makes of both, Z and H, all that is left to join or
+to sum up:
+
+    du = Re F0^H dZ,      dF0 = sum dZ u^T,      d(V0^H) = sum W g^T
+
+Rows of Z that blocks have which are padded with zeros to a multiple of four are zero, and so is all that comes of them.
+
+The spectra of the taps go through the same kernels, in float16 whatever the convolution is in, with blocks on the way
+back that are identities and a spectrum that is one: what comes of a row is conj(T) * K then, and of conj(T) times the
+cotangent of K in the place of H, as it is transformed to that cotangent, all that is left to join or to sum up. Numbers
+are divided by the largest of their feature.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.fft_conv import learned_rows_backward_sm90, learned_rows_forward_sm90, outer_sm90
+from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
+from pallas_kernels.fft_conv.learned_rows import Shapes
+from pallas_kernels.fft_conv.lowering import lowered_once
+from pallas_kernels.fft_conv.outer_plan import DIRECT_ROWS, _roots, outer_plan
+from pallas_kernels.fft_conv.tables import block_scale
+from pallas_kernels.fft_conv.three_pass import _as_matrices, _normalized, _stage
+
+
+class Transform(NamedTuple):
+    """Real and imaginary parts of the blocks of one transform, in float32."""
+
+    outer: jax.Array
+    """F0 or V0^H, `(re | im, m, m)`, `[k0, n0]`."""
+    first: jax.Array
+    """F1_k0 or V1_k0^H of each row, `(m, re | im, 64, 64)`, `[k1, n1]`."""
+    second: jax.Array
+    """F2 or V2^H, `(re | im, 64, 64)`, `[n2, k2]`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """m rows of 4096 points, and the most blocks of threads of a launch."""
+
+    m: int
+    blocks: int = 132
+
+    @property
+    def rows(self) -> int:
+        """Those of Z: a multiple of four, of which those beyond m are zero."""
+        return outer_plan(self.m).rows
+
+    @property
+    def outer_scale(self) -> float:
+        """What a split multiplies by, and a join again: a power of two near 1 / sqrt(m)."""
+        return outer_plan(self.m).scale
+
+    @property
+    def inner_scale(self) -> float:
+        """What each of the other blocks multiplies by, on both ways."""
+        return block_scale(Config(TILE)) ** 0.5
+
+    @property
+    def spectrum_scale(self) -> float:
+        """What the taps' spectra are multiplied by after their transform: with all blocks' scales 1/n is left."""
+        return 1 / (self.m * BLOCK * (self.outer_scale * self.inner_scale**2) ** 3)
+
+    @property
+    def shifts(self) -> jax.Array:
+        """The s of each row, `(rows, 1)`."""
+        return (jnp.arange(self.rows)[:, None] + 0.25) / self.m
+
+    def transform(self, outer, first, second) -> Transform:
+        """Of complex blocks, `[k0, n0]`, `[k1, n1]` and `[n2, k2]`, without scales."""
+        padded = jnp.pad(outer, (0, self.rows - self.m))
+        re, im = _roots(self.shifts * jnp.arange(N1) / N1)
+        first = first * jax.lax.complex(re, im)[:, None]
+        blocks = self.outer_scale * padded, self.inner_scale * first, self.inner_scale * second
+        return Transform(*(_planes(block, block.ndim - 2) for block in blocks))
+
+    def twiddle(self) -> jax.Array:
+        """T of each row, `(rows, re | im, 64, 64)` in float32."""
+        p, b = jnp.arange(N1)[:, None], jnp.arange(TILE)
+        return jnp.stack(_roots(p * b / BLOCK + self.shifts[:, None] * b / BLOCK), 1)
+
+
+def forward(u, taps, of_u: Transform, of_g: Transform, of_taps: Transform, shift, plan: Plan):
+    """The convolution `(B, D, rows, 4096)` of u, and the taps' spectra `(D, m, re | im, 64, 64)` in the dtype of u.
+
+    Args:
+      u: `(B, D, rows, 4096)`, at most m rows.
+      taps: `(D, rows, 4096)` in float32, likewise.
+      of_u: the way there.
+      of_g: the adjoint of the way back, without its 1/n.
+      of_taps: that of the taps.
+      shift: `[31]`, by which the kernels make their opaque zeros.
+      plan: for what `Plan.transform` has made the transforms.
+    """
+    spectra = tap_spectra(taps, of_taps, u.dtype, shift, plan)
+    w = _rows_forward(_split(u, of_u.outer), spectra, of_u, of_g, shift, plan)
+    return _join(w, of_g.outer, u.shape[2]), spectra
+
+
+def backward(u, g, taps, spectra, of_u: Transform, of_g: Transform, of_taps: Transform, shift, plan: Plan):
+    """Cotangents, for g of the result: of u, of the taps and of the transforms of u, of g and of the taps.
+
+    `forward` says what the arguments and the spectra are.
+    """
+    z, h = _split(u, of_u.outer), _split(g, of_g.outer)
+    dz, w, d_first, d_second, d_spectra = _rows_backward(z, h, spectra, of_u, of_g, shift, plan)
+    d_u, d_g = (
+        Transform(_cotangents_of_outer(rows, x).sum(0), d_first[:, side], d_second[side])
+        for side, (rows, x) in enumerate(((dz, u), (w, g)))
+    )
+    d_taps, d_of_taps = tap_cotangents(taps, d_spectra, of_taps, shift, plan)
+    return _join(dz, of_u.outer, u.shape[2]), d_taps, d_u, d_g, d_of_taps
+
+
+def tap_spectra(taps, of_taps: Transform, dtype, shift, plan: Plan):
+    """The taps' spectra; `forward` says what the arguments are."""
+    x, size = _normalized(taps[:, None])
+    z = _split(x, of_taps.outer)
+    w = _rows_forward(z, _one(plan), of_taps, _identity(plan), shift, plan).astype(jnp.float32)
+    re, im = jnp.split(w.reshape(-1, 2 * plan.rows, N1, TILE), 2, 1)
+    t_re, t_im = plan.twiddle().swapaxes(0, 1)
+    planes = jnp.stack([re * t_re - im * t_im, re * t_im + im * t_re], 2)
+    return (planes * (plan.spectrum_scale * size[:, None, None, None, None])).astype(dtype)
+
+
+def tap_cotangents(taps, d_spectra, of_taps: Transform, shift, plan: Plan):
+    """Of the taps and of their transform, for that of the spectra, `(D, m, re | im, 64, 64)` in float32.
+
+    Cotangents of the spectra are divided by the largest of each feature, too. Those of the blocks are sums over
+    features, weighed by what both factors were divided by in one of them, the taps: against the weight of the feature
+    that counts most, and one that is zero has none.
+    """
+    x, size = _normalized(taps[:, None])
+    re, im = d_spectra.swapaxes(1, 2).swapaxes(0, 1)
+    t_re, t_im = plan.twiddle().swapaxes(0, 1)
+    h = jnp.concatenate([re * t_re + im * t_im, im * t_re - re * t_im], 1)
+    h, height = _normalized(h[:, None, None])
+    height = height * plan.spectrum_scale
+    weight = jnp.where(_any(taps) & _any(d_spectra), height * size, 0)
+    most = jnp.where(jnp.any(weight), weight.max(), 1)
+    z = _split(x * (weight / most).astype(x.dtype)[:, None, None, None], of_taps.outer)
+    dz, _, d_first, d_second, _ = _rows_backward(z, h, _one(plan), of_taps, _identity(plan), shift, plan)
+    d_outer = jnp.einsum("d,dpkn->pkn", weight, _cotangents_of_outer(dz, x))
+    d_taps = _join(dz, of_taps.outer, x.shape[2])[:, 0].astype(jnp.float32) * height[:, None, None]
+    return d_taps, Transform(d_outer, most * d_first[:, 0], most * d_second[0])
+
+
+def _any(x):
+    """Which of the features are not zero."""
+    return jnp.abs(x).max(tuple(range(1, x.ndim))) > 0
+
+
+def _one(plan: Plan):
+    """A spectrum that changes nothing."""
+    return jnp.stack([jnp.ones((1, plan.rows, N1, TILE)), jnp.zeros((1, plan.rows, N1, TILE))], 2)
+
+
+def _identity(plan: Plan) -> Transform:
+    """Of rows that neither block changes; the outer one is not used."""
+    one = jnp.stack([jnp.eye(N1), jnp.zeros((N1, N1))])
+    return Transform(one, jnp.broadcast_to(one, (plan.rows, *one.shape)), one)
+
+
+def _rows_forward(z, spectra, there: Transform, back: Transform, shift, plan: Plan):
+    """W, of the adjoint of the way back."""
+    tables = _three(there.first), there.second, _three(_adjoint(back.first)), _adjoint(back.second), plan.twiddle()
+    kernel = lowered_once(learned_rows_forward_sm90.forward, _shapes(z, plan))
+    return kernel(z, spectra.astype(z.dtype), *(table.astype(z.dtype) for table in tables), shift)
+
+
+def _rows_backward(z, h, spectra, of_z: Transform, of_h: Transform, shift, plan: Plan):
+    """dZ, W and the cotangents of both transforms' blocks, `(m, 2, ...)` and `(2, ...)`, and of the spectra."""
+    tables = jnp.stack([of_z.first, of_h.first]), jnp.stack([of_z.second, of_h.second]), plan.twiddle()
+    kernel = lowered_once(learned_rows_backward_sm90.backward, _shapes(z, plan))
+    in_dtype = (table.astype(z.dtype) for table in tables)
+    dz, w, d_first, d_second, d_spectra = kernel(z, h, spectra.astype(z.dtype), shift, *in_dtype)
+    return dz, w, d_first.sum(0), d_second.sum((0, 1)), d_spectra.sum(0)
+
+
+def _shapes(z, plan: Plan) -> Shapes:
+    return Shapes(z.shape[0], z.shape[2], plan.rows, z.dtype, plan.blocks)
+
+
+def _split(x, outer):
+    """Z or H, `(B, 1, D, re | im m, 64, 64)`, of real rows `(B, D, rows, 4096)`."""
+    batch, features, rows, _ = x.shape
+    together, padded = _together(batch * features, rows, outer.shape[1])
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, padded - rows), (0, 0)))
+    z = _stage_together(together, x, jnp.concatenate(outer)[:, :padded], 2 * outer.shape[1])
+    return _as_matrices(z.reshape(batch, 1, features, -1, BLOCK))
+
+
+def _join(w, outer, rows: int):
+    """The real part of the adjoint of a split, `(B, D, rows, 4096)`."""
+    batch, _, features, parts, *_ = w.shape
+    together, padded = _together(batch * features, rows, outer.shape[1])
+    matrix = jnp.concatenate([part.T for part in outer], 1)[:padded]
+    x = _stage_together(together, w.reshape(batch, features, parts, BLOCK), matrix, padded)
+    return x.reshape(batch, features, padded, BLOCK)[:, :, :rows]
+
+
+def _together(sequences: int, rows: int, m: int) -> tuple[int, int]:
+    """How many sequences a stage takes for one, and the rows it pads each to: it moves eight rows at a time.
+
+    Example:
+      >>> _together(6, 4, 4), _together(5, 4, 4), _together(6, 40, 64)
+      ((2, 4), (1, 8), (1, 40))
+    """
+    count = 8 // math.gcd(rows, 8)
+    if sequences % count == 0 and count * m <= DIRECT_ROWS:
+        return count, rows
+    return 1, 8 * -(-rows // 8)
+
+
+def _stage_together(count: int, x, matrix, rows: int):
+    """The product of each sequence of x, `(B, D, rows, 4096)`, with a matrix, of so many rows for each."""
+    x = x.reshape(1, 1, -1, count * x.shape[2], BLOCK)
+    matrix = jnp.kron(jnp.eye(count), matrix)
+    return _stage(outer_sm90.Shapes(1, 1, x.shape[2], x.shape[3], count * rows, x.dtype), x, None, matrix)
+
+
+def _cotangents_of_outer(rows, x):
+    """Shares of each of the batch in that of the outer block, `(B, re | im, m, m)`.
+
+    Args:
+      rows: like Z.
+      x: the real sequence that it is split from, or joined to.
+    """
+    rows = rows.reshape(*rows.shape[:1], *rows.shape[2:4], BLOCK)
+    products = jnp.einsum("bdkc,bdnc->bdkn", rows, x, preferred_element_type=jnp.float32)
+    total = products.sum(1).reshape(rows.shape[0], 2, -1, x.shape[2])
+    return jnp.pad(total, [(0, 0)] * 3 + [(0, total.shape[2] - x.shape[2])])
+
+
+def _planes(z, axis: int):
+    return jnp.stack([z.real, z.imag], axis).astype(jnp.float32)
+
+
+def _adjoint(planes):
+    """Of blocks `(..., re | im, 64, 64)`."""
+    return jnp.stack([planes[..., 0, :, :].mT, -planes[..., 1, :, :].mT], -3)
+
+
+def _three(planes):
+    """Re | im | -im of `(m, re | im, 64, 64)`."""
+    return jnp.concatenate([planes, -planes[:, 1:]], 1)
