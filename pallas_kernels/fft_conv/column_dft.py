@@ -88,8 +88,9 @@ def _radix_4(z):
     return [(p + t, q + u), (r + w, s - v), (p - t, q - u), (r - w, s + v)]
 
 
-def _radix(z):
-    return _radix_2(z) if len(z) == 2 else _radix_4(z)
+def radix_sums(z):
+    """The sums over b1 of exp(-2 pi i b1 k0 / r) z[b1], for each k0, of r = 1, 2 or 4 pairs (re, im)."""
+    return z if len(z) == 1 else _radix_2(z) if len(z) == 2 else _radix_4(z)
 
 
 def _twiddles(planes, piece: int):
@@ -134,7 +135,7 @@ def _turned(z, twiddle, dtype):
         for b1, (c, d) in enumerate(_twiddles(twiddle, piece)):
             a, b = (part[:, CHUNK * b1 + PIECE * piece :][:, :PIECE] for part in z)
             turned.append((a * c - b * d, a * d + b * c))
-        pieces.append([tuple(part.astype(dtype) for part in both) for both in _radix(turned)])
+        pieces.append([tuple(part.astype(dtype) for part in both) for both in radix_sums(turned)])
     return _side_by_side(pieces)
 
 
@@ -147,7 +148,7 @@ def back(zs, twiddle, table, dtype, together: int = PAIR):
         pieces = []
         for piece in range(CHUNK // PIECE):
             columns = slice(PIECE * piece, PIECE * (piece + 1))
-            results = _radix([tuple(part[:, columns] for part in both) for both in sums])
+            results = radix_sums([tuple(part[:, columns] for part in both) for both in sums])
             turned = zip(results, _twiddles(twiddle, piece), strict=True)
             pieces.append(
                 [((a * c - b * d).astype(dtype), (-(a * d) - b * c).astype(dtype)) for (a, b), (c, d) in turned]

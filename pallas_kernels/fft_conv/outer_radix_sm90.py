@@ -2,12 +2,20 @@
 
 With m = r h rows a product by the whole matrix would take 2 m / 3 FLOP a byte, of which there is time for 184. Instead
 the sums over r rows are done in registers and a product by h x h follows, or precedes them on the way back
-(`outer_plan`). The four warpgroups of a block share a panel of some columns of all rows. Of the split a warpgroup takes
-every fourth ka and goes on to the next panel when it likes. Of the join it takes every fourth ka first and, once all
-have met, 16 columns of all sums or of half of them, so that a panel is read once or twice and not by all.
+(`outer_plan`). For r = 4 q they are cut once more: with a = q a1 + a0 and ka = k0 + 4 k1,
+
+    sum over a of exp(-2 pi i (ka + 1/4) a / r) u[a]
+        = sum over a0 of exp(-2 pi i k1 a0 / q) (sum over a1 of exp(-2 pi i (k0 + 1/4) a / r) u[a])
+
+where q is 1, 2 or 4, so that the outer sums take additions alone, and two sums of four terms do for one of sixteen.
+
+The four warpgroups of a block share a panel of some columns of all rows. Of the split each has a k0 and goes on to the
+next panel when it likes. Of the join it takes the ka of a k0 first and, once all have met, 16 columns of all sums or of
+half of them, so that a panel is read once or a few times and not by all.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -16,6 +24,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.fft_conv.column_dft import radix_sums
 from pallas_kernels.fft_conv.config import BLOCK, N1
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, persistent_kernel, sums_of_products
 from pallas_kernels.fft_conv.outer_plan import OuterPlan
@@ -42,17 +51,25 @@ class Shapes:
     dtype: Any
     blocks: int = 132
 
-    def columns(self, join: bool) -> int:
+    @property
+    def quarter(self) -> int:
+        """The quarter of r, q."""
+        return self.plan.radix // _GROUPS
+
+    @property
+    def columns(self) -> int:
         """Of a panel, as many as shared memory has room for."""
-        return 32 if join and self.plan.radix > 4 else 64
+        return 64 if self.quarter == 1 else 32
 
-    def slots(self, join: bool) -> int:
+    @property
+    def slots(self) -> int:
         """Panels on their way or in work."""
-        return 1 if self.plan.radix == 16 else 2
+        return 1 if self.quarter == 4 else 2
 
-    def panels(self, join: bool) -> int:
+    @property
+    def panels(self) -> int:
         """Of all sequences."""
-        return self.sequences * (BLOCK // self.columns(join))
+        return self.sequences * (BLOCK // self.columns)
 
 
 def _row_vector(ref):
@@ -73,22 +90,21 @@ class _Panels:
     """Which panel a block works on at each step."""
 
     shapes: Shapes
-    join: bool
 
     @property
     def grid(self):
-        return min(self.shapes.blocks, self.shapes.panels(self.join))
+        return min(self.shapes.blocks, self.shapes.panels)
 
     @property
     def steps(self):
-        return pl.cdiv(self.shapes.panels(self.join), self.grid)
+        return pl.cdiv(self.shapes.panels, self.grid)
 
     def at(self, step):
         """(sequence, columns, whether there are any). Neighbours in memory come at once."""
-        columns = self.shapes.columns(self.join)
+        columns = self.shapes.columns
         number = step * self.grid + lax.axis_index("block")
         panel = lax.rem(number, BLOCK // columns)
-        inside = (step < self.steps) & (number < self.shapes.panels(self.join))
+        inside = (step < self.steps) & (number < self.shapes.panels)
         return number // (BLOCK // columns), pl.ds(pl.multiple_of(panel * columns, columns), columns), inside
 
 
@@ -115,9 +131,8 @@ def split(shapes: Shapes):
     u is `(sequences, rows, 4096)`; F, f and the roots are `outer_plan.radix_tables` and `radix_roots`.
     """
     plan, dtype = shapes.plan, shapes.dtype
-    radix, height, slots = plan.radix, plan.height, shapes.slots(False)
-    panels = _Panels(shapes, join=False)
-    columns = shapes.columns(False)
+    radix, height, slots, quarter, columns = plan.radix, plan.height, shapes.slots, shapes.quarter, shapes.columns
+    panels = _Panels(shapes)
 
     def fft_conv_outer_radix_split(u, f, factors, roots, out, scratch):
         group = lax.axis_index("warpgroup")
@@ -147,42 +162,46 @@ def split(shapes: Shapes):
             def _():
                 plgpu.barrier_wait(barriers["panel"].at[slot])
 
-                @pl.loop(0, radix // _GROUPS)
-                def _(turn):
-                    ka = turn * _GROUPS + group
-                    re, im = (_row_vector(scratch["factors"].at[ka, part]) for part in (0, 1))
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last results have left their places
 
-                    def add(a, sums):
-                        c, d = roots[ka, 0, a], roots[ka, 1, a]
+                @pl.loop(0, columns // CHUNK)
+                def _(chunk):
+                    mine = pl.ds(pl.multiple_of(chunk * CHUNK, CHUNK), CHUNK)
 
-                        def more(x, re, im):
-                            x = widened(x)
-                            return re + c * x, im + d * x
+                    def add(a1, sums):
+                        """Those of each a0."""
+                        results = []
+                        for a0 in range(quarter):
+                            a = quarter * a1 + a0
+                            c, d = roots[group, 0, a], roots[group, 1, a]
 
-                        return by_columns(more, scratch["panel"].at[slot, a], *sums)
+                            def more(x, re, im, c=c, d=d):
+                                x = widened(x)
+                                return re + c * x, im + d * x
 
-                    def turned(c, d):
-                        """Times f."""
-                        a, b = (_along_rows(part, c.shape[1]) for part in (re, im))
-                        return (a * c - b * d).astype(dtype), (a * d + b * c).astype(dtype)
+                            pair = sums[2 * a0 : 2 * a0 + 2]
+                            results += by_columns(more, scratch["panel"].at[slot, a, :, mine], *pair)
+                        return tuple(results)
 
                     # A loop, lest the compiler load every tile before it adds the first.
-                    v = by_columns(turned, *lax.fori_loop(0, radix, add, _zeros(2, columns)))
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
-                    place = [scratch["v"].at[group, part] for part in (0, 1)]
-                    for part, value in zip(place, v, strict=True):
-                        part[...] = value
-                    plgpu.commit_smem()
-                    f_re, f_im, minus_im = (scratch["f"].at[plane] for plane in range(3))
-                    z = sums_of_products([(f_re, place[0]), (minus_im, place[1])], [(f_re, place[1]), (f_im, place[0])])
-                    plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
-                    for part, value in enumerate(z):
-                        place[part][...] = value.astype(dtype)
-                    plgpu.commit_smem()
-                    for part in (0, 1):
-                        rows = pl.ds(pl.multiple_of(part * plan.rows + ka * height, 16), height)
-                        plgpu.copy_smem_to_gmem(place[part].at[pl.ds(0, height)], out.at[sequence, rows, where])
+                    sums = lax.fori_loop(0, _GROUPS, add, _zeros(2 * quarter, CHUNK))
 
+                    def turned(*sums):
+                        """Those of each k1 times f."""
+                        results = []
+                        for k1, (c, d) in enumerate(radix_sums(list(zip(sums[::2], sums[1::2], strict=True)))):
+                            factor = (
+                                _row_vector(scratch["factors"].at[k1 * _GROUPS + lax.axis_index("warpgroup"), part])
+                                for part in (0, 1)
+                            )
+                            a, b = (_along_rows(part, c.shape[1]) for part in factor)
+                            results += [(a * c - b * d).astype(dtype), (a * d + b * c).astype(dtype)]
+                        return tuple(results)
+
+                    for number, value in enumerate(by_columns(turned, *sums)):
+                        scratch["v"].at[group, number // 2, number % 2, :, mine][...] = value
+
+                plgpu.commit_smem()
                 plgpu.barrier_arrive(barriers["done"])  # this warpgroup has read the panel
 
                 @pl.when(group == 0)
@@ -191,13 +210,27 @@ def split(shapes: Shapes):
 
                 fetch(step + slots)
 
+                @pl.loop(0, quarter)
+                def _(k1):
+                    place = [scratch["v"].at[group, k1, part] for part in (0, 1)]
+                    f_re, f_im, minus_im = (scratch["f"].at[plane] for plane in range(3))
+                    z = sums_of_products([(f_re, place[0]), (minus_im, place[1])], [(f_re, place[1]), (f_im, place[0])])
+                    plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
+                    for part, value in enumerate(z):
+                        place[part][...] = value.astype(dtype)
+                    plgpu.commit_smem()
+                    for part in (0, 1):
+                        first = part * plan.rows + (k1 * _GROUPS + group) * height
+                        rows = pl.ds(pl.multiple_of(first, 16), height)
+                        plgpu.copy_smem_to_gmem(place[part].at[pl.ds(0, height)], out.at[sequence, rows, where])
+
         plgpu.wait_smem_to_gmem(0)
 
     scratch = {
-        "f": matrices((3, N1, N1), dtype),
+        "f": matrices((3, N1, N1), dtype, columns=CHUNK),
         "factors": plgpu.SMEM((radix, 2, N1), F32),
         "panel": matrices((slots, radix, N1, columns), dtype, columns=CHUNK),
-        "v": matrices((_GROUPS, 2, N1, columns), dtype),
+        "v": matrices((_GROUPS, quarter, 2, N1, columns), dtype, columns=CHUNK),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=4),
             "panel": plgpu.Barrier(num_arrivals=radix, num_barriers=slots),
@@ -210,11 +243,10 @@ def split(shapes: Shapes):
 def join(shapes: Shapes):
     """The kernel (w, F, f, roots) -> y, `(sequences, rows, 4096)`; w is like the result of `split`, the tables its."""
     plan, dtype = shapes.plan, shapes.dtype
-    radix, height, slots = plan.radix, plan.height, shapes.slots(True)
-    panels = _Panels(shapes, join=True)
-    columns = shapes.columns(True)
+    radix, height, slots, quarter, columns = plan.radix, plan.height, shapes.slots, shapes.quarter, shapes.columns
+    panels = _Panels(shapes)
     pieces = columns // CHUNK
-    outputs = radix * pieces // _GROUPS  # of a warpgroup, for 16 columns
+    shares = _GROUPS // pieces  # warpgroups with the same columns
 
     def fft_conv_outer_radix_join(w, f, factors, roots, out, scratch):
         group = lax.axis_index("warpgroup")
@@ -236,6 +268,24 @@ def join(shapes: Shapes):
             plgpu.barrier_arrive(barriers["met"])
             plgpu.barrier_wait(barriers["met"])
 
+        def sum_over_k1(slot, chunk):
+            """In place, of 16 columns of what this warpgroup has made: for each a0 the sum in its place."""
+            columns = pl.ds(pl.multiple_of(chunk * CHUNK, CHUNK), CHUNK)
+            places = [
+                scratch["panel"].at[slot, k1 * _GROUPS + group, part, :, columns]
+                for k1 in range(quarter)
+                for part in (0, 1)
+            ]
+
+            def summed(*e):
+                e = [widened(part) for part in e]
+                # Conjugate roots: those of the split for the parts exchanged.
+                sums = radix_sums(list(zip(e[1::2], e[::2], strict=True)))
+                return tuple(part.astype(dtype) for im, re in sums for part in (re, im))
+
+            for place, value in zip(places, by_columns(summed, *places), strict=True):
+                place[...] = value
+
         for ahead in range(slots):
             fetch(jnp.int32(ahead))
         _load_tables(group, f, factors, scratch, barriers["tables"])
@@ -249,7 +299,7 @@ def join(shapes: Shapes):
             def _():
                 plgpu.barrier_wait(barriers["panel"].at[slot])
 
-                @pl.loop(0, radix // _GROUPS)
+                @pl.loop(0, quarter)
                 def _(turn):
                     ka = turn * _GROUPS + group
                     place = [scratch["panel"].at[slot, ka, part] for part in (0, 1)]
@@ -266,24 +316,31 @@ def join(shapes: Shapes):
                     for part, value in zip(place, by_columns(turned, *g), strict=True):
                         part[...] = value
 
+                if quarter > 1:
+                    pl.loop(0, pieces)(functools.partial(sum_over_k1, slot))
+
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last results have left their places
                 meet()
 
                 mine = pl.ds(pl.multiple_of(lax.rem(group, pieces) * CHUNK, CHUNK), CHUNK)
-                first = group // pieces * outputs
 
-                def add(ka, ys):
-                    def more(re, im, *ys):
-                        """The real part of conj(root) e."""
-                        re, im = widened(re), widened(im)
-                        return tuple(
-                            y + roots[ka, 0, first + i] * re + roots[ka, 1, first + i] * im for i, y in enumerate(ys)
-                        )
+                @pl.loop(0, pl.cdiv(quarter, shares))
+                def _(turn):
+                    a0 = turn * shares + group // pieces
 
-                    return by_columns(more, *(scratch["panel"].at[slot, ka, part, :, mine] for part in (0, 1)), *ys)
+                    def add(k0, ys):
+                        def more(re, im, *ys):
+                            """The real part of conj(root) times the sum over k1."""
+                            re, im = widened(re), widened(im)
+                            each = ((roots[k0, part, quarter * a1 + a0] for part in (0, 1)) for a1 in range(_GROUPS))
+                            return tuple(y + c * re + d * im for y, (c, d) in zip(ys, each, strict=True))
 
-                for i, y in enumerate(lax.fori_loop(0, radix, add, _zeros(outputs, CHUNK))):
-                    scratch["y"].at[first + i, :, mine][...] = y.astype(dtype)
+                        sums = (scratch["panel"].at[slot, a0 * _GROUPS + k0, part, :, mine] for part in (0, 1))
+                        return by_columns(more, *sums, *ys)
+
+                    for a1, y in enumerate(lax.fori_loop(0, _GROUPS, add, _zeros(_GROUPS, CHUNK))):
+                        scratch["y"].at[quarter * a1 + a0, :, mine][...] = y.astype(dtype)
+
                 plgpu.commit_smem()
                 meet()
                 fetch(step + slots)
