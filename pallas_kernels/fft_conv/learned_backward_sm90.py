@@ -73,16 +73,16 @@ def default_config(n2: int, warpgroups: int | None = None) -> Config:
     return Config(n2, warpgroups or 2, 2)
 
 
-def _by_conjugate(dtype, weight, a, b, c, d):
-    """(a + ib) times the conjugate of c + id, times a real weight."""
+def _by_conjugate(dtype, a, b, c, d):
+    """(a + ib) times the conjugate of c + id."""
     a, b, c, d = floats(a, b, c, d)
-    return ((a * c + b * d) * weight).astype(dtype), ((b * c - a * d) * weight).astype(dtype)
+    return (a * c + b * d).astype(dtype), (b * c - a * d).astype(dtype)
 
 
-def _by(dtype, weight, a, b, c, d):
-    """(a + ib) (c + id), times a real weight."""
+def _by(dtype, a, b, c, d):
+    """(a + ib) (c + id)."""
     a, b, c, d = floats(a, b, c, d)
-    return ((a * c - b * d) * weight).astype(dtype), ((a * d + b * c) * weight).astype(dtype)
+    return (a * c - b * d).astype(dtype), (a * d + b * c).astype(dtype)
 
 
 def _side_by_side(parts):
@@ -102,7 +102,6 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
     names = tables(derives_u)
     schedule = Schedule(config, shapes.batch, shapes.features)
     partial_tiles = shapes.batch % config.rows != 0
-    weigh = _by_conjugate if derives_u else _by
 
     if derives_u:
         last = jax.ShapeDtypeStruct((shapes.batch, shapes.features, shapes.length, n2), dtype)
@@ -139,8 +138,6 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
         def tile(step, slot, totals):
             first, second, dk = totals
             zero = opaque_zeros(step, shift_by)
-            item, row, _ = schedule.at(step)
-            feature = item // schedule.splits
 
             def rows(name):
                 return block.tile(name, block.group + zero())
@@ -152,9 +149,16 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
                 now = zero()
                 return Butterfly(scratch[first_name], scratch[second_name], scratch["twiddle"], lambda: now)
 
-            def weight(r):
-                """Zero for a row beyond the batch, in a tile that ends there."""
-                return jnp.where(schedule.at(step + zero())[1] + r < shapes.batch, 1.0, 0.0) if partial_tiles else 1.0
+            def counts(r):
+                """Whether the batch does not end before a row of the tile: C is zero for one beyond it."""
+                return schedule.at(step + zero())[1] + r < shapes.batch
+
+            def cotangent_of_u(r):
+                """Function for C where it is that of u: a branch, as for g, would need more registers."""
+                if r == 0 or not partial_tiles:
+                    return functools.partial(_by_conjugate, dtype)
+                one = jnp.where(counts(r), 1.0, 0.0).astype(dtype)
+                return lambda *parts: tuple(part * one for part in _by_conjugate(dtype, *parts))
 
             def by_twiddle(function, tiles):
                 return [by_columns(function, *z, *complex_planes(scratch["twiddle"], zero())) for z in tiles]
@@ -169,7 +173,7 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
             block.await_rows("own")
             f = chain("own_first", "own_back").first_block()
             sums = sums_of_products(*([(part, s)] for s in rows("own") for part in f))
-            bs = by_twiddle(functools.partial(_by, dtype, 1.0), zip(sums[::2], sums[1::2], strict=True))
+            bs = by_twiddle(functools.partial(_by, dtype), zip(sums[::2], sums[1::2], strict=True))
             save("held", bs)
             if not derives_u:  # registers are short while O is made
                 for z, kept in zip(chain("own_first", "own_second").right(bs), rows("kept"), strict=True):
@@ -181,26 +185,29 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
 
             block.await_rows("other")
             spectra = chain("other_first", "other_second").forward(rows("other"), then=fetch_other)
-            if not derives_u:
-                for r, (z, kept) in enumerate(zip(spectra, rows("kept"), strict=True)):
-                    # A branch, though the first row always counts: ptxas would put these sums off, as in `kernel_sm90`.
-                    counts = schedule.at(step + zero())[1] + r < shapes.batch
-                    dk = lax.cond(
-                        counts,
-                        lambda dk, z=z, kept=kept: by_columns(correlate, *z, *complex_planes(kept, 0), *dk),
-                        lambda dk: dk,
-                        dk,
-                    )
+            cs = []
+            for r, z in enumerate(spectra):
+                taps = complex_planes(scratch["spectrum"].at[slot], zero())
+                if derives_u:
+                    cs.append(by_columns(cotangent_of_u(r), *z, *taps))
+                    continue
+                kept = complex_planes(rows("kept")[r], 0)
 
-            taps = [complex_planes(scratch["spectrum"].at[slot], zero()) for _ in spectra]
-            cs = [
-                by_columns(functools.partial(weigh, dtype, weight(r)), *z, *k)
-                for r, (z, k) in enumerate(zip(spectra, taps, strict=True))
-            ]
+                def counted(dk, z=z, taps=taps, kept=kept):
+                    dk = by_columns(correlate, *z, *kept, *dk)
+                    return dk, by_columns(functools.partial(_by, dtype), *z, *taps)
+
+                def beyond(dk):
+                    zeros = plgpu.layout_cast(jnp.zeros((N1, n2), dtype), plgpu.Layout.WGMMA)
+                    return dk, (zeros, zeros)
+
+                # A branch, though the first row always counts: ptxas would put these sums off, as in `kernel_sm90`.
+                dk, c = lax.cond(counts(r), counted, beyond, dk)
+                cs.append(c)
             save("cotangent", cs)
             plgpu.commit_smem()
 
-            a_s = by_twiddle(functools.partial(_by_conjugate, dtype, 1.0), chain("own_first", "own_back").right(cs))
+            a_s = by_twiddle(functools.partial(_by_conjugate, dtype), chain("own_first", "own_back").right(cs))
             sequences = rows("own")
             first = add_products(first, *([(z[p], s.T) for z, s in zip(a_s, sequences, strict=True)] for p in (0, 1)))
             pairs = zip(planes("held"), planes("cotangent"), strict=True)
@@ -217,7 +224,8 @@ def backward(config: Config, shapes: Shapes, derives_u: bool):
                 for r, place in enumerate(staging):
                     place[...] = ds[:, r * n2 : (r + 1) * n2].astype(dtype)
                 plgpu.commit_smem()
-                block.store(staging, lambda b: d_last.at[b, feature], row)
+                item, row, _ = schedule.at(step + zero())
+                block.store(staging, lambda b: d_last.at[b, item // schedule.splits], row)
             return tuple(first), tuple(second), dk
 
         def nothing(count, columns):

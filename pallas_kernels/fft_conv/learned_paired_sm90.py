@@ -47,6 +47,12 @@ SHARED_MEMORY = 224 * 1024
 _SLOTS = 2
 """Of rows: one in work and one on its way."""
 
+# One array of barriers, since the phases of each take a register all the while: of every place for a row, of each plane
+# of the spectrum, and two of each warpgroup, at which the other one arrives, in turns: it may do so again before this
+# one has looked, which would miss an arrival if it were at the same barrier.
+_SPECTRUM = _SLOTS * _SIDES
+_MET = _SPECTRUM + 2
+
 
 @dataclasses.dataclass(frozen=True)
 class _PairSchedule(Schedule):
@@ -62,8 +68,7 @@ class _PairSchedule(Schedule):
 
 def _weighed(dtype, sign, a, b, c, d):
     """(a + ib) times conj(c + id) where the sign is 1, times c + id where it is -1."""
-    a, b, c, d = floats(a, b, c, d)
-    d = sign * d
+    a, b, c, d = floats(a, b, c, d * sign)
     return (a * c + b * d).astype(dtype), (b * c - a * d).astype(dtype)
 
 
@@ -97,29 +102,38 @@ def backward(shapes: Shapes, blocks: int = 132):
         shift_by = shift[0]
         of_u = side == 0
 
+        def place(step):
+            """Of this warpgroup's row at a step."""
+            return lax.rem(step, _SLOTS) * _SIDES + side
+
+        def arrived(number):
+            return barriers["arrived"].at[number]
+
         def fetch(step):
             """Starts the copy of this warpgroup's row at a step."""
             item, row, work = schedule.at(step)
-            place = lax.rem(step, _SLOTS) * _SIDES + side
             for source, mine in ((u, of_u), (g, jnp.logical_not(of_u))):
 
                 @pl.when(work & mine)
                 def _(source=source):
-                    target = scratch["rows"].at[place, pl.ds(0, shapes.length)]
-                    plgpu.copy_gmem_to_smem(source.at[row, item // schedule.splits], target, barriers["rows"].at[place])
+                    target = scratch["rows"].at[place(step), pl.ds(0, shapes.length)]
+                    plgpu.copy_gmem_to_smem(source.at[row, item // schedule.splits], target, arrived(place(step)))
+
+        def item(visit):
+            return lax.axis_index("block") + visit * schedule.grid
 
         def fetch_spectrum(visit):
-            item = lax.axis_index("block") + visit * schedule.grid
-
-            @pl.when(of_u & (item < schedule.items))
+            @pl.when(of_u)
             def _():
                 for plane in (0, 1):
-                    source = spectrum.at[item // schedule.splits, plane]
-                    plgpu.copy_gmem_to_smem(source, scratch["spectrum"].at[plane], barriers["spectrum"])
+                    source = spectrum.at[item(visit) // schedule.splits, plane]
+                    plgpu.copy_gmem_to_smem(source, scratch["spectrum"].at[plane], arrived(_SPECTRUM + plane))
 
-        def meet():
-            plgpu.barrier_arrive(barriers["met"])
-            plgpu.barrier_wait(barriers["met"])
+        def tell(turn, zero):
+            plgpu.barrier_arrive(arrived(_MET + turn * _SIDES + 1 - side + zero))
+
+        def hear(turn, zero):
+            plgpu.barrier_wait(arrived(_MET + turn * _SIDES + side + zero))
 
         if shapes.length < N1:  # TMA never writes the rest
             for slot in range(_SLOTS):
@@ -139,27 +153,25 @@ def backward(shapes: Shapes, blocks: int = 132):
 
         plgpu.barrier_wait(barriers["tables"])
 
-        def tile(step, totals):
+        def tile(step, zero, totals):
             d_m, d_n = totals
-            zero = opaque_zeros(step, shift_by)
-            place = lax.rem(step, _SLOTS) * _SIDES + side
 
             def planes(name, of=side):
                 return complex_planes(scratch[name].at[of + zero()], 0)
 
             def row():
-                return scratch["rows"].at[place + zero()]
+                return scratch["rows"].at[place(step + zero())]
 
             def turned(function, z):
                 """Times the twiddle, in a way."""
                 pieces = complex_planes(scratch["twiddle"], zero())
-                return by_columns(lambda *parts: function(dtype, 1.0, *parts), *z, *pieces)
+                return by_columns(lambda *parts: function(dtype, *parts), *z, *pieces)
 
             def save(name, z):
                 for part, value in zip(planes(name), z, strict=True):
                     part[...] = value
 
-            plgpu.barrier_wait(barriers["rows"].at[place])
+            plgpu.barrier_wait(arrived(place(step + zero())))
             b = turned(_by, sums_of_products(*([(part, row())] for part in planes("first"))))
             save("held", b)
             plgpu.commit_smem()
@@ -168,9 +180,11 @@ def backward(shapes: Shapes, blocks: int = 132):
             own = tuple(part.astype(dtype) for part in sums)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last du has left this place
             save("spectra", own)
-            meet()
+            now = zero()
+            tell(0, now)
+            hear(0, now)
             other = [load(part) for part in planes("spectra", 1 - side)]
-            plgpu.barrier_arrive(barriers["met"])
+            tell(1, now)
 
             @pl.when(jnp.logical_not(of_u))
             def _():
@@ -180,9 +194,9 @@ def backward(shapes: Shapes, blocks: int = 132):
                     part[...] = value
 
             taps = complex_planes(scratch["spectrum"], zero())
-            sign = jnp.where(of_u, 1.0, -1.0)
-            c = by_columns(lambda *parts: _weighed(dtype, sign, *parts), *other, *taps)
-            plgpu.barrier_wait(barriers["met"])  # the other warpgroup has read what C replaces
+            sign = jnp.where(of_u, 1.0, -1.0).astype(dtype)
+            c = by_columns(functools.partial(_weighed, dtype, sign), *other, *taps)
+            hear(1, zero())  # the other warpgroup has read what C replaces
             save("spectra", c)
             plgpu.commit_smem()
 
@@ -211,52 +225,53 @@ def backward(shapes: Shapes, blocks: int = 132):
                 result = planes("spectra")[0]
                 result[...] = ds.astype(dtype)
                 plgpu.commit_smem()
-                item, at, _ = schedule.at(step + zero())
+                this, row_of_batch, _ = schedule.at(step + zero())
                 source = result.at[pl.ds(0, shapes.length)]
-                plgpu.copy_smem_to_gmem(source, du.at[at, item // schedule.splits])
+                plgpu.copy_smem_to_gmem(source, du.at[row_of_batch, this // schedule.splits])
 
             return tuple(d_m), (d_n_re, d_n_im)
 
         def zeros():
             return plgpu.layout_cast(jnp.zeros((N1, TILE), F32), plgpu.Layout.WGMMA)
 
-        def visit(visit, totals):
-            item = lax.axis_index("block") + visit * schedule.grid
+        def turn(step, totals):
+            zero = opaque_zeros(step, shift_by)
 
-            @pl.when(item < schedule.items)
+            @pl.when((lax.rem(step, schedule.rounds) == 0) & (item(step // schedule.rounds + zero()) < schedule.items))
             def _():
-                meet()  # both are past the last item, so that its spectrum may go
-                fetch_spectrum(visit)
+                for turn in (0, 1):  # both are past the last item, so that its spectrum may go
+                    tell(turn, zero())
+                    hear(turn, zero())
+                fetch_spectrum(step // schedule.rounds + zero())
 
                 @pl.when(jnp.logical_not(of_u))
                 def _():
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last dK has left
                     for plane in (0, 1):
-                        scratch["dk"][plane] = zeros()
+                        scratch["dk"][plane + zero()] = zeros()
 
-                plgpu.barrier_wait(barriers["spectrum"])
+                for plane in (0, 1):
+                    plgpu.barrier_wait(arrived(_SPECTRUM + plane))
 
-            def turn(turn, totals):
-                step = visit * schedule.rounds + turn
+            def rest(totals):
+                fetch(step + _SLOTS + zero())
+                return totals
 
-                def rest(totals):
-                    fetch(step + _SLOTS)
-                    return totals
+            work = schedule.at(step)[-1]
+            totals = lax.cond(work, lambda totals: tile(step, zero, totals), rest, totals)
+            this = item(step // schedule.rounds + zero())
+            ends = (lax.rem(step, schedule.rounds) == schedule.rounds - 1) & (this < schedule.items)
 
-                return lax.cond(schedule.at(step)[-1], lambda totals: tile(step, totals), rest, totals)
-
-            totals = lax.fori_loop(0, schedule.rounds, turn, totals)
-
-            @pl.when((item < schedule.items) & jnp.logical_not(of_u))
+            @pl.when(ends & jnp.logical_not(of_u))
             def _():
                 plgpu.commit_smem()
                 for plane in (0, 1):
-                    target = dk.at[lax.rem(item, schedule.splits), item // schedule.splits, plane]
+                    target = dk.at[lax.rem(this, schedule.splits), this // schedule.splits, plane]
                     plgpu.copy_smem_to_gmem(scratch["dk"].at[plane], target)
 
             return totals
 
-        totals = lax.fori_loop(0, schedule.visits, visit, ((zeros(),) * 2, (zeros(),) * 2))
+        totals = lax.fori_loop(0, schedule.steps, turn, ((zeros(),) * 2, (zeros(),) * 2))
         for out, sums in zip((d_first, d_second), totals, strict=True):
             for plane, total in enumerate(sums):
                 out[lax.axis_index("block"), side, plane] = total
@@ -274,9 +289,7 @@ def backward(shapes: Shapes, blocks: int = 132):
         "dk": matrices((2, N1, TILE), F32, columns=CHUNK),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=2 + 4 * _SIDES),
-            "rows": plgpu.Barrier(num_arrivals=1, num_barriers=_SLOTS * _SIDES),
-            "spectrum": plgpu.Barrier(num_arrivals=2),
-            "met": plgpu.Barrier(num_arrivals=_SIDES),
+            "arrived": plgpu.Barrier(num_arrivals=1, num_barriers=_MET + 2 * _SIDES),
         },
     }
     return persistent_kernel(learned_fft_conv_backward, results, scratch, schedule.grid, _SIDES)

@@ -197,7 +197,7 @@ def backward(shapes: Shapes):
             def turned(function, x):
                 """Times the twiddle, in a way."""
                 pieces = complex_planes(scratch["twiddle"], zero())
-                return by_columns(functools.partial(function, dtype, 1.0), *x, *pieces)
+                return by_columns(functools.partial(function, dtype), *x, *pieces)
 
             def save(what, x):
                 for part, value in zip(planes(what), x, strict=True):
@@ -239,7 +239,7 @@ def backward(shapes: Shapes):
             def half_of_a(number):
                 columns = slice(number * N1 // 2, (number + 1) * N1 // 2)
                 pieces = (part.at[:, columns] for part in complex_planes(scratch["twiddle"], zero()))
-                weigh = functools.partial(_by_conjugate, dtype, 1.0)
+                weigh = functools.partial(_by_conjugate, dtype)
                 return by_columns(weigh, *(part[:, columns] for part in e), *pieces)
 
             def d_n_im_product(number):

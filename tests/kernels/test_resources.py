@@ -15,18 +15,6 @@ from tests.kernels.programs import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What ought to be empty: backward kernels with learned blocks alone, whose threads have all 255 registers.
-SPILLS = {  # program -> bytes of the stack, bytes spilled to it and read back
-    "learned backward, n2 = 32, launch 1, bfloat16, options on": (8, 8),
-    "learned backward, n2 = 32, launch 1, float16, options on": (8, 8),
-    "learned backward, n2 = 32, launch 2, bfloat16, options on": (8, 8),
-    "learned backward, n2 = 32, launch 2, float16, options on": (8, 8),
-    "learned backward, n2 = 64, bfloat16, options off": (8, 24),
-    "learned backward, n2 = 64, bfloat16, options on": (24, 76),
-    "learned backward, n2 = 64, float16, options off": (8, 24),
-    "learned backward, n2 = 64, float16, options on": (24, 76),
-}
-
 
 def test_every_program_was_compiled_as_it_is_now():
     outdated = [str(program) for program in resources.outdated(resources.table(), resources.versions())]
@@ -39,9 +27,8 @@ def test_the_table_was_made_with_the_pinned_compiler():
     assert resources.versions() == {name: pins[name] for name in resources.versions()}, resources.RENEW
 
 
-def test_nothing_spills_but_what_is_known_to():
-    rows = resources.table().items()
-    assert {name: (row["stack"], row["spilled"]) for name, row in rows if row["stack"] or row["spilled"]} == SPILLS
+def test_nothing_spills():
+    assert not [name for name, row in resources.table().items() if row["stack"] or row["spilled"]]
 
 
 def test_the_compiler_had_nothing_else_to_say_and_there_is_room():
