@@ -25,6 +25,8 @@ ONE_OF_EACH = {
     "fft_conv_outer_stage": "split, 64 rows",
     "fft_conv_outer_radix_join": "join, 4 x 64 rows",
     "learned_fft_conv_backward": "learned backward, n2 = 64",
+    "learned_rows_forward": "learned rows forward",
+    "learned_rows_backward": "learned rows backward",
 }
 
 BETWEEN_WARPGROUPS = {
@@ -33,6 +35,7 @@ BETWEEN_WARPGROUPS = {
     "fft_conv_blocked_taps_gradient": 2,
     "fft_conv_streamed_forward": 3,
     "learned_fft_conv_backward": 1,
+    "learned_rows_backward": 1,
 }
 """Commits of which one warpgroup alone does not need so many: what it stores before them is for others."""
 
