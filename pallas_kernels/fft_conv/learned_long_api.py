@@ -1,6 +1,7 @@
 """`learned_long_fft_conv`: padding, scales and derivatives around `learned_three_pass`."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -79,6 +80,13 @@ def learned_long_fft_conv(
             f"{u.dtype} of {length} with {taps.shape[-1]} taps."
         )
     plan = Plan(m, grid)
+    # Both parts of each row of each transform are kept in between.
+    most = 2**30 // (plan.rows * BLOCK)
+    if math.prod(u.shape[:-1]) >= most:
+        raise NotImplementedError(
+            f"the learned kernels of {m * BLOCK} points take fewer than {most} sequences at once, to address fewer than "
+            f"2**31 numbers; got u of shape {u.shape}. Divide the batch."
+        )
     there = plan.transform(blocks.f0, blocks.f1, blocks.f2)
     back = plan.transform(*map(_adjoint, (blocks.v0, blocks.v1, blocks.v2)))
     of_taps = plan.transform(blocks.kernel_f0, blocks.kernel_f1, blocks.kernel_f2)

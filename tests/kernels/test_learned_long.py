@@ -269,3 +269,17 @@ def test_refuses_other_numbers_of_rows(m):
     u, kernel, blocks = jnp.ones((1, 1, 9), u.dtype), jnp.ones((1, 9)), other.init(jax.random.key(0), 1, 9)
     with pytest.raises(NotImplementedError, match=rf"m, 64 and 64 with m from 2 to 128; got Plan\(factors=\({m}, 64"):
         learned_long_conv(u, kernel, blocks=blocks, butterfly=other, implementation="mosaic_gpu")
+
+
+def test_refuses_more_sequences_than_it_addresses():
+    """Even short ones: each has all rows of the transform."""
+    blocks = learned_long_api.LongBlocks(*(jnp.ones((n, n), jnp.complex64) for n in (8, 64, 64, 64, 64, 8, 8, 64, 64)))
+    taps = jax.ShapeDtypeStruct((2**15 // 5, 9), jnp.float32)
+
+    def shape(batch):
+        u = jax.ShapeDtypeStruct((batch, *taps.shape), jnp.bfloat16)
+        return jax.eval_shape(learned_long_api.learned_long_fft_conv, u, taps, blocks).shape
+
+    assert shape(5) == (5, *taps.shape)
+    with pytest.raises(NotImplementedError, match="of 32768 points take fewer than 32768 sequences at once"):
+        shape(6)
