@@ -84,8 +84,8 @@ def learned_long_fft_conv(
     most = 2**30 // (plan.rows * BLOCK)
     if math.prod(u.shape[:-1]) >= most:
         raise NotImplementedError(
-            f"the learned kernels of {m * BLOCK} points take fewer than {most} sequences at once, to address fewer than "
-            f"2**31 numbers; got u of shape {u.shape}. Divide the batch."
+            f"the learned kernels of {m * BLOCK} points take fewer than {most} sequences at once, to address fewer "
+            f"than 2**31 numbers; got u of shape {u.shape}. Divide the batch."
         )
     there = plan.transform(blocks.f0, blocks.f1, blocks.f2)
     back = plan.transform(*map(_adjoint, (blocks.v0, blocks.v1, blocks.v2)))
