@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flashbutterfly_jax import long_conv
-from pallas_kernels.fft_conv import api, inner_sm90, outer_radix_sm90, streamed_sm90, three_pass
+from pallas_kernels.fft_conv import api, block_toeplitz, inner_sm90, outer_radix_sm90, streamed_sm90, three_pass
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
 from pallas_kernels.fft_conv.outer_plan import (
     OuterPlan,
