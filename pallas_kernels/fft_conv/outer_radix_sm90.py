@@ -278,9 +278,9 @@ def join(shapes: Shapes):
             ]
 
             def summed(*e):
-                e = [widened(part) for part in e]
+                parts = [widened(part) for part in e]
                 # Conjugate roots: those of the split for the parts exchanged.
-                sums = radix_sums(list(zip(e[1::2], e[::2], strict=True)))
+                sums = radix_sums(list(zip(parts[1::2], parts[::2], strict=True)))
                 return tuple(part.astype(dtype) for im, re in sums for part in (re, im))
 
             for place, value in zip(places, by_columns(summed, *places), strict=True):
