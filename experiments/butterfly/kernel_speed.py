@@ -158,6 +158,8 @@ def main() -> None:
     )
     parser.add_argument("--errors", action="store_true", help="measure the errors alone")
     options = parser.parse_args()
+    if options.out.is_dir():
+        parser.error(f"--out must be a file to write, such as {options.out / 'kernel_speed.json'}; got a folder.")
     if not options.out.parent.is_dir():
         parser.error(f"--out must be in a folder that exists; got {options.out}")
     if options.repeats < 1:
