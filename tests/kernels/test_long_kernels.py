@@ -184,6 +184,23 @@ def test_split_and_join_by_two_factors(plan):
     assert relative_error(y, (matrix.conj().T @ (re + 1j * im)).real) < TOLERANCE
 
 
+@pytest.mark.parametrize("plan", [OuterPlan(8, 16), OuterPlan(16, 16)], ids=str)
+def test_one_panel_of_a_split_and_a_join_by_two_factors(plan, monkeypatch):
+    monkeypatch.setattr(outer_radix_sm90._Panels, "steps", 1)
+    shapes = outer_radix_sm90.Shapes(1, plan.rows, plan, jnp.float16, blocks=1)
+    f, factors = radix_tables(plan)
+    tables = f.astype(jnp.float16), factors, radix_roots(plan)
+    u, w = random(0, 1, plan.rows, BLOCK), random(1, 1, 2 * plan.rows, BLOCK)
+    with interpreted():
+        z = jax.jit(lambda u: outer_radix_sm90.split(shapes)(u, *tables))(u)
+        y = jax.jit(lambda w: outer_radix_sm90.join(shapes)(w, *tables))(w)
+    first, matrix = slice(shapes.columns), split_matrix(plan)
+    want = matrix @ u[..., first].astype(np.float64)
+    assert relative_error(z[..., first], np.concatenate([want.real, want.imag], -2)) < TOLERANCE  # 3.1e-4
+    re, im = np.split(w[..., first].astype(np.float64), 2, -2)
+    assert relative_error(y[..., first], (matrix.conj().T @ (re + 1j * im)).real) < TOLERANCE  # 3.8e-4
+
+
 @pytest.mark.parametrize("batch", [1, 16, 64])
 @pytest.mark.parametrize("features", [1, 5, 192, 256, 768, 1000])
 def test_blocks_share_rows_evenly(features, batch):
