@@ -172,7 +172,7 @@ class Block:
 
     def fetch(self, name, source, sequences, step, zero):
         """Starts the copy of this warpgroup's tile at a step."""
-        item, _, work = self.schedule.at(step)
+        item, _row, work = self.schedule.at(step)
         channel = self.schedule.place(item)[1] if sequences > 1 else 0
 
         @pl.when(work)

@@ -49,7 +49,7 @@ def backward(x, pre_gate, post_gate, g, taps, plan: OuterPlan, shift, *, before:
     z, h = _split(x, pre_gate, plan), _split(g, post_gate, plan)
     shapes = _inner_shapes(z, spectra, plan, warpgroups=2)  # as many as have registers
     kernel = lowered_once(inner_sm90.backward, shapes)
-    w, d_spectra = kernel(_tiles(z), _tiles(h), spectra, *inner_tables(plan, x.dtype), shift)
+    w, d_spectra = kernel(_as_matrices(z), _as_matrices(h), spectra, *inner_tables(plan, x.dtype), shift)
     d_x = _join(w, None, plan, x.shape[-2])
     d_post = None if post_gate is None else _convolve(z, g, spectra, plan, x.shape[-2], shift)
     d_taps = tap_cotangent(d_spectra.sum(0), taps.shape[2], plan, shift, before=before)
@@ -80,7 +80,7 @@ def tap_spectra(taps, plan: OuterPlan, dtype, shift, *, before: bool):
     if before:
         z = _plus_i_times(z, _split(_placed(rows[..., :half, :], plan.rows - half), None, plan), plan)
     kernel = lowered_once(inner_transform_sm90.forward, _taps_shapes(z, plan), dtype)
-    spectra = kernel(_tiles(z), size * spectrum_scale(plan), *inner_tables(plan, z.dtype), shift)
+    spectra = kernel(_as_matrices(z), size * spectrum_scale(plan), *inner_tables(plan, z.dtype), shift)
     return spectra.reshape(*taps.shape[:2], *spectra.shape[1:])
 
 
@@ -146,7 +146,7 @@ def _taps_shapes(z, plan):
 
 def _convolve(z, post_gate, spectra, plan, rows, shift):
     kernel = lowered_once(inner_sm90.forward, _inner_shapes(z, spectra, plan))
-    return _join(kernel(_tiles(z), spectra, *inner_tables(plan, z.dtype), shift), post_gate, plan, rows)
+    return _join(kernel(_as_matrices(z), spectra, *inner_tables(plan, z.dtype), shift), post_gate, plan, rows)
 
 
 def _in_rows(plan, *sequences):
@@ -158,7 +158,7 @@ def _in_blocks(x):
     return x.reshape(*x.shape[:-2], -1, BLOCK)
 
 
-def _tiles(z):
+def _as_matrices(z):
     """Z, `(..., 2 m, steps)`, as the inner kernels take it: `inner_rows.Shapes.result`."""
     return z.reshape(*z.shape[:-2], -1, N1, TILE)
 
