@@ -10,19 +10,22 @@ A row of 64 x 64 points has its parts in two planes, and a product with the firs
     [[Re F1, -Im F1], [Im F1, Re F1]] [Re Z; Im Z]
 
 whose rows are ordered so that each thread has both parts of what it has: real parts in the first 8 of each 16 rows.
-Rows of two sequences make a tile, whose parts `row_halves` puts together. Half of the first block's products left out
+Rows of two sequences make a tile, whose parts `rearranged` puts together. Half of the first block's products left out
 took 7 % from the time of a convolution of 65,536 steps by rows of 64 x 64, all of the second block's products nothing.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.experimental.pallas.mosaic_gpu as plgpu
+from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
+from pallas_kernels.fft_conv.config import TILE
 from pallas_kernels.fft_conv.inner_rows import Shapes
-from pallas_kernels.fft_conv.mosaic import complex_planes, load, sums_of_products
-from pallas_kernels.fft_conv.row_halves import exchanged
+from pallas_kernels.fft_conv.mosaic import CHUNK, PIECE, by_columns, complex_planes, load, sums_of_products
+from pallas_kernels.fft_conv.rearranged import exchanged, unpacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +41,14 @@ class _Chain:
 
     def _spectrum(self, row):
         """Of what the first product left, (re, im)."""
-        twiddle = complex_planes(self.scratch["twiddle"], self.fresh())
         table = column_dft.half(self.scratch["f2"], self.fresh(), back=False)
-        (spectrum,) = column_dft.joined([row], column_dft.there([row], twiddle, table, self.dtype))
+        (spectrum,) = column_dft.joined([row], column_dft.there([row], self._twiddles(), table, self.dtype))
         return spectrum
 
     def _back(self, conjugate):
         """What the last product takes, of a conjugate spectrum."""
-        twiddle = complex_planes(self.scratch["twiddle"], self.fresh())
         table = column_dft.half(self.scratch["f2"], self.fresh(), back=True)
-        (row,) = column_dft.back([conjugate], twiddle, table, self.dtype)
+        (row,) = column_dft.back([conjugate], self._twiddles(), table, self.dtype)
         return row
 
     def _first_block(self, plane: int = 0):
@@ -84,6 +85,14 @@ class Apart(_Chain):
         plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
         self._put(tile, w)
 
+    def _twiddles(self):
+        return functools.partial(column_dft.twiddles, complex_planes(self.scratch["twiddle"], self.fresh()))
+
+    @staticmethod
+    def with_taps(function, spectrum, taps):
+        """`function(a, b, c, d)`, to a pair, of the parts of a spectrum and of the taps', a few columns at a time."""
+        return by_columns(function, *complex_planes(taps, 0), *spectrum)
+
     @staticmethod
     def parts(tile):
         """Real and imaginary part of a spectrum in shared memory that is kept like a row."""
@@ -114,6 +123,20 @@ class Paired(_Chain):
         w = sums_of_products(*([(first_block, matrix)] for matrix in tile()))
         plgpu.commit_smem()  # the whole warpgroup has read what the results replace
         self._put(tile, w)
+
+    def _twiddles(self):
+        table, zero = self.scratch["twiddle"], self.fresh()
+        pieces = CHUNK // PIECE
+        return lambda piece: [unpacked(table.at[zero + at + piece]) for at in range(0, TILE // PIECE, pieces)]
+
+    @staticmethod
+    def with_taps(function, spectrum, taps):
+        """Likewise."""
+        pairs = [
+            function(*unpacked(taps.at[at // PIECE]), *(part[:, at : at + PIECE] for part in spectrum))
+            for at in range(0, TILE, PIECE)
+        ]
+        return tuple(lax.concatenate(parts, 1) for parts in zip(*pairs, strict=True))
 
     @staticmethod
     def parts(tile):

@@ -18,7 +18,8 @@ from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import N1, TILE
-from pallas_kernels.fft_conv.mosaic import CHUNK, complex_planes, matrices
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, matrices
+from pallas_kernels.fft_conv.rearranged import PACKED
 
 _SPECTRUM_SLOTS = 2
 
@@ -63,6 +64,11 @@ class Shapes:
     def planes(self) -> int:
         """Matrices that keep one row, or one row of the taps' cotangent."""
         return 2 if self.apart else 1
+
+    @property
+    def spectrum(self) -> tuple[int, ...]:
+        """Shape of a row's spectrum of the taps and of its twiddle factors: planes, or `in_thread_order`."""
+        return (2, N1, TILE) if self.apart else (TILE // PIECE, *PACKED)
 
     @property
     def result(self) -> jax.ShapeDtypeStruct:
@@ -194,12 +200,8 @@ class Block:
         def _():
             k1, channel, feature = self.schedule.place(item)
             slot = lax.rem(visit, _SPECTRUM_SLOTS)
-            for plane in (0, 1):
-                plgpu.copy_gmem_to_smem(
-                    spectrum.at[feature, channel, k1, plane],
-                    self.scratch["spectrum"].at[slot, plane],
-                    self.barriers["spectrum"].at[slot],
-                )
+            for source, target in _planes(spectrum.at[feature, channel, k1], self.scratch["spectrum"].at[slot]):
+                plgpu.copy_gmem_to_smem(source, target, self.barriers["spectrum"].at[slot])
 
     def begin(self, f2, spectrum=None):
         """Starts the copies of what a block needs first."""
@@ -230,10 +232,8 @@ class Block:
                 @pl.when(self.group == 0)
                 def _():
                     for name, table in (("f1", f1), ("twiddle", twiddle)):
-                        for plane in range(table.shape[1]):
-                            plgpu.copy_gmem_to_smem(
-                                table.at[k1, plane], self.scratch[name].at[plane], self.barriers["tables"]
-                            )
+                        for source, target in _planes(table.at[k1], self.scratch[name]):
+                            plgpu.copy_gmem_to_smem(source, target, self.barriers["tables"])
 
                 plgpu.barrier_wait(self.barriers["tables"])
 
@@ -241,7 +241,8 @@ class Block:
                 plgpu.barrier_wait(self.barriers["spectrum"].at[lax.rem(visit, _SPECTRUM_SLOTS)])
 
     def taps(self, visit, zero):
-        return complex_planes(self.scratch["spectrum"].at[lax.rem(visit, _SPECTRUM_SLOTS)], zero)
+        """The spectrum of the taps, as `Shapes.spectrum`."""
+        return self.scratch["spectrum"].at[lax.rem(visit, _SPECTRUM_SLOTS) + zero]
 
     def store(self, name, target, step, zero):
         """Starts the copy of a tile of results to its place."""
@@ -262,7 +263,21 @@ def planes(shapes: Shapes, dtype=None):
 
 def spectrum_slots(shapes: Shapes):
     """Shared memory for the taps' spectrum and the next one."""
-    return matrices((_SPECTRUM_SLOTS, 2, N1, TILE), shapes.dtype, columns=CHUNK)
+    return _elementwise(shapes, _SPECTRUM_SLOTS)
+
+
+def _elementwise(shapes: Shapes, *count: int):
+    """Shared memory for spectra of the taps or twiddle factors."""
+    if shapes.apart:
+        return matrices((*count, *shapes.spectrum), shapes.dtype, columns=CHUNK)
+    return plgpu.SMEM((*count, *shapes.spectrum), F32)
+
+
+def _planes(source, target):
+    """Pairs of what a table is copied by: matrices, or all of what is in the order of threads."""
+    if source.shape[-2:] == PACKED:
+        return [(source, target)]
+    return [(source.at[plane], target.at[plane]) for plane in range(source.shape[0])]
 
 
 def scratch_types(shapes: Shapes, names: tuple[str, ...], **more):
@@ -272,13 +287,13 @@ def scratch_types(shapes: Shapes, names: tuple[str, ...], **more):
     return dict(
         f1=matrices((first_blocks, N1, N1), dtype, columns=TILE),
         f2=matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
-        twiddle=matrices((2, N1, TILE), dtype, columns=CHUNK),
+        twiddle=_elementwise(shapes),
         **{name: tiles(shapes) for name in names},
         **more,
         barriers={
             "f2": plgpu.Barrier(num_arrivals=1),
-            "tables": plgpu.Barrier(num_arrivals=first_blocks + 2),
-            "spectrum": plgpu.Barrier(num_arrivals=2, num_barriers=_SPECTRUM_SLOTS),
+            "tables": plgpu.Barrier(num_arrivals=first_blocks + shapes.planes),
+            "spectrum": plgpu.Barrier(num_arrivals=shapes.planes, num_barriers=_SPECTRUM_SLOTS),
             "done": plgpu.Barrier(num_arrivals=groups),
             "rows": plgpu.Barrier(num_arrivals=shapes.planes, num_barriers=len(names) * groups),
         },

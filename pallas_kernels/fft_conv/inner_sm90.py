@@ -13,7 +13,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.fft_conv.chain import conj_correlate, conj_times, correlate, opaque_zeros
+from pallas_kernels.fft_conv.chain import conj_correlate, conj_product, correlate, opaque_zeros
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.inner_chain import chain
 from pallas_kernels.fft_conv.inner_rows import Block, Schedule, Shapes, planes, scratch_types, spectrum_slots, tiles
@@ -24,9 +24,10 @@ def forward(shapes: Shapes):
     """The kernel (z, spectrum, f1, f2, twiddle, [31]) -> w.
 
     z is `(B, 1 or C, D, re | im m, 64, 64)` or `(B, 1 or C, D, m, re | im 32, 64)`, as `Shapes.result`, the spectrum of
-    the taps `(D, C, m, 2, 64, 64)`, w like z for each channel; the tables are `outer_plan.inner_tables`.
+    the taps `(D, C, m, *Shapes.spectrum)`, w like z for each channel; the tables are `outer_plan.inner_tables`.
     """
     schedule = Schedule(shapes)
+    multiply = functools.partial(conj_product, shapes.dtype)
 
     def fft_conv_inner_forward(z, spectrum, f1, f2, twiddle, shift, out, scratch):
         shift_by = shift[0]
@@ -52,7 +53,7 @@ def forward(shapes: Shapes):
                 def _():
                     block.await_tile("z", fresh())
                     spectrum_of_tile = transform.forward(block.tile("z", fresh()), fetch_next)
-                    product = conj_times(spectrum_of_tile, block.taps(visit, fresh()), shapes.dtype)
+                    product = transform.with_taps(multiply, spectrum_of_tile, block.taps(visit, fresh()))
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
                     transform.inverse(product, lambda: block.tile("w", fresh()))
                     block.store("w", out, step + fresh(), fresh())
@@ -121,7 +122,7 @@ def backward(shapes: Shapes):
                         fresh() == 0, lambda ds: by_columns(correlate, *kept, *spectrum_of_h, *ds), lambda ds: ds, ds
                     )
                     conjugate = functools.partial(conj_correlate, dtype)
-                    product = by_columns(conjugate, *block.taps(visit, fresh()), *spectrum_of_h)
+                    product = transform.with_taps(conjugate, spectrum_of_h, block.taps(visit, fresh()))
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
                     transform.inverse(product, lambda: tile("w"))
                     block.store("w", out, step + fresh(), fresh())

@@ -14,14 +14,15 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels.fft_conv.chain import opaque_zeros
-from pallas_kernels.fft_conv.config import N1, TILE
+from pallas_kernels.fft_conv.config import TILE
 from pallas_kernels.fft_conv.inner_chain import chain
 from pallas_kernels.fft_conv.inner_rows import Block, Schedule, Shapes, planes, scratch_types, tiles
-from pallas_kernels.fft_conv.mosaic import persistent_kernel
+from pallas_kernels.fft_conv.mosaic import F32, PIECE, persistent_kernel
+from pallas_kernels.fft_conv.rearranged import packed
 
 
 def forward(shapes: Shapes, dtype):
-    """The kernel (z, scale, f1, f2, twiddle, [31]) -> spectra `(B, m, re | im, 64, 64)` in a 16-bit dtype.
+    """The kernel (z, scale, f1, f2, twiddle, [31]) -> spectra `(B, m, *Shapes.spectrum)`, as planes in that dtype.
 
     z is `(B, 1, 1, ...)` as `Shapes.result`; the spectra of sequence b are multiplied by scale[b], in float32.
     """
@@ -29,8 +30,13 @@ def forward(shapes: Shapes, dtype):
     def fft_conv_inner_transform(z, scale, f1, f2, twiddle, shift, out, scratch):
         def transform(block, chain, step, row, k1, fetch_next):
             spectrum = chain.forward(block.tile("z", chain.fresh()), fetch_next)
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
             factor = scale[row]
+            if not shapes.apart:
+                for piece in range(TILE // PIECE):
+                    columns = slice(piece * PIECE, (piece + 1) * PIECE)
+                    out[row, k1, piece] = packed(*(part[:, columns] * factor for part in spectrum))
+                return
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
             for plane, part in enumerate(spectrum):
                 place = scratch["w"].at[block.group + chain.fresh(), plane]
                 place[...] = (part * factor).astype(dtype)
@@ -39,8 +45,8 @@ def forward(shapes: Shapes, dtype):
 
         _each_row(shapes, scratch, z, (f1, f2, twiddle), shift, transform)
 
-    out_type = jax.ShapeDtypeStruct((shapes.batch, shapes.rows, 2, N1, TILE), dtype)
-    scratch = scratch_types(shapes, ("z",), w=planes(shapes, dtype))
+    out_type = jax.ShapeDtypeStruct((shapes.batch, shapes.rows, *shapes.spectrum), dtype if shapes.apart else F32)
+    scratch = scratch_types(shapes, ("z",), **({"w": planes(shapes, dtype)} if shapes.apart else {}))
     return persistent_kernel(fft_conv_inner_transform, out_type, scratch, Schedule(shapes).grid, shapes.warpgroups)
 
 

@@ -32,6 +32,7 @@ import numpy as np
 
 from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
+from pallas_kernels.fft_conv.rearranged import in_thread_order
 from pallas_kernels.fft_conv.tables import block_scale
 
 DIRECT_ROWS = 128
@@ -152,22 +153,20 @@ def inner_tables(plan: OuterPlan, dtype) -> tuple[jax.Array, jax.Array, jax.Arra
     """The first blocks of the rows, the `column_dft.blocks` of F2, and T of each row, `(m, 2, 64, 64)`.
 
     A row's first block is F1 as re | im | -im, `(m, 3, 64, 64)`; of rows of 2048 steps `_real_form`, `(m, 1, 64, 64)`,
-    and T has every eight of its rows twice.
+    and T is `in_thread_order`.
     """
     shift, height = ((_order(plan) + 0.25) / plan.rows)[:, None, None], plan.row_height
     p, a, b = jnp.arange(height)[:, None], jnp.arange(height), jnp.arange(TILE)
     scale = block_scale(Config(TILE)) ** 0.5
     f1_re, f1_im = (scale * part for part in _roots(p * a % height / height + shift * a / height))
     f2 = [column_dft.in_order(scale * part) for part in _roots(b[:, None] * b % TILE / TILE)]
-    t = jnp.stack(
-        [column_dft.twiddle_in_order(part) for part in _roots(p * b / plan.steps + shift * b / plan.steps)], 1
-    )
+    t = _roots(p * b / plan.steps + shift * b / plan.steps)
     if plan.paired:
-        f1 = _real_form(f1_re, f1_im)
-        t = jnp.repeat(t.reshape(plan.rows, 2, -1, 1, 8, TILE), 2, 3).reshape(plan.rows, 2, N1, TILE)
+        f1, t = _real_form(f1_re, f1_im), in_thread_order(*(part / column_dft.radix(TILE) for part in t))
     else:
         f1 = jnp.stack([f1_re, f1_im, -f1_im], 1)
-    return f1.astype(dtype), column_dft.blocks(*f2).astype(dtype), t.astype(dtype)
+        t = jnp.stack(list(map(column_dft.twiddle_in_order, t)), 1).astype(dtype)
+    return f1.astype(dtype), column_dft.blocks(*f2).astype(dtype), t
 
 
 def _real_form(re: jax.Array, im: jax.Array) -> jax.Array:

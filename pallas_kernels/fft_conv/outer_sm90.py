@@ -55,9 +55,13 @@ class Shapes:
 
     @property
     def stack(self) -> int:
-        """Panels that a product takes one above the other, by a matrix of as many blocks on its diagonal."""
+        """Panels that a product takes one above the other, by a matrix of as many blocks on its diagonal.
+
+        As many as leave no tile half empty, of the sequence or of the result, with two tiles of the other at most.
+        """
+        few, many = sorted(_eights(rows) for rows in (self.rows_in, self.rows_out))
         count = 1
-        while 2 * count * _eights(self.rows_out) <= N1 and 2 * count * _eights(self.rows_in) <= 2 * N1:
+        while 2 * count * few <= N1 and 2 * count * many <= 2 * N1:
             count *= 2
         return count
 

@@ -58,9 +58,7 @@ def backward(x, pre_gate, post_gate, g, taps, plan: OuterPlan, shift, *, before:
 
 
 def tap_spectra(taps, plan: OuterPlan, dtype, shift, *, before: bool):
-    """The taps' spectra in the order of the rows of Z, `(D, C, m, re | im, 64, 64)` in a 16-bit dtype.
-
-    Of rows of 2048 steps all is there twice, for both sequences of a tile.
+    """The taps' spectra in the order of the rows of Z, `(D, C, m, *Shapes.spectrum)`, as planes in a 16-bit dtype.
 
     The taps go through the stages of a sequence, in float16: `jnp.fft` and a change of its order took 8 % of the whole
     convolution of 65,536 steps at a batch of 64 on an H100.

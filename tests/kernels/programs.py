@@ -15,7 +15,6 @@ from pallas_kernels.fft_conv import (
     block_toeplitz,
     blocked_backward_sm90,
     blocked_sm90,
-    column_dft,
     inner_rows,
     inner_sm90,
     inner_transform_sm90,
@@ -33,7 +32,7 @@ from pallas_kernels.fft_conv import (
     tiles,
 )
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config, Kernel
-from pallas_kernels.fft_conv.outer_plan import RADICES, OuterPlan
+from pallas_kernels.fft_conv.outer_plan import RADICES, OuterPlan, inner_tables
 from pallas_kernels.fft_conv.tables import convolution_tables, dft_tables
 from pallas_kernels.fft_conv.tuned import configuration
 
@@ -166,9 +165,9 @@ def _inner_operands(program: Program, warpgroups: int):
     dtype, plan, rows = jnp.dtype(program.dtype), program.config.plan, program.config.plan.rows
     tile = {"height": plan.row_height, "together": 1 + plan.paired}
     shapes = inner_rows.Shapes(16 - program.options, 1, FEATURES, rows, dtype, warpgroups=warpgroups, **tile)
-    spectrum = jax.ShapeDtypeStruct((FEATURES, 1, rows, 2, N1, TILE), dtype)
-    tables = [(rows, 1 if plan.paired else 3, N1, N1), column_dft.blocks_shape(TILE), (rows, 2, N1, TILE)]
-    tables = [jax.ShapeDtypeStruct(shape, dtype) for shape in tables]
+    elementwise = jnp.float32 if plan.paired else dtype
+    spectrum = jax.ShapeDtypeStruct((FEATURES, 1, rows, *shapes.spectrum), elementwise)
+    tables = jax.eval_shape(lambda: inner_tables(plan, dtype))
     return shapes, (spectrum, *tables, jax.ShapeDtypeStruct((1,), jnp.int32))
 
 
