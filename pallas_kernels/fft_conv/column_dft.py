@@ -1,6 +1,6 @@
 """DFTs along the columns, of n = 16 r points: one step of radix r in registers, then 16 points on the tensor cores.
 
-With b = 16 b1 + b0 and k = k0 + r k1, r = 2 or 4,
+With b = 16 b1 + b0 and k = k0 + r k1, r = 2, 4 or 8,
 
     sum over b of exp(-2 pi i b k / n) z[b]
         = sum over b0 of F_k0[b0, k1] (sum over b1 of exp(-2 pi i b1 k0 / r) z[16 b1 + b0])
@@ -98,9 +98,22 @@ def _radix_4(z):
     return [(p + t, q + u), (r + w, s - v), (p - t, q - u), (r - w, s + v)]
 
 
+def _radix_8(z):
+    """The sums over b1 of exp(-2 pi i b1 k0 / 8) z[b1], likewise."""
+    even, odd = _radix_4(z[::2]), _radix_4(z[1::2])
+    half = 0.5**0.5
+    (a, b), (c, d), (e, f), (g, h) = odd
+    turned = [(a, b), (half * (c + d), half * (d - c)), (f, -e), (half * (h - g), -half * (g + h))]
+    pairs = list(zip(even, turned, strict=True))
+    return [(p + r, q + s) for (p, q), (r, s) in pairs] + [(p - r, q - s) for (p, q), (r, s) in pairs]
+
+
+_RADIX_SUMS = {1: lambda z: z, 2: _radix_2, 4: _radix_4, 8: _radix_8}
+
+
 def radix_sums(z):
-    """The sums over b1 of exp(-2 pi i b1 k0 / r) z[b1], for each k0, of r = 1, 2 or 4 pairs (re, im)."""
-    return z if len(z) == 1 else _radix_2(z) if len(z) == 2 else _radix_4(z)
+    """The sums over b1 of exp(-2 pi i b1 k0 / r) z[b1], for each k0, of r = 1, 2, 4 or 8 pairs (re, im)."""
+    return _RADIX_SUMS[len(z)](z)
 
 
 def twiddles(planes, piece: int):
@@ -111,13 +124,19 @@ def twiddles(planes, piece: int):
     return [tuple(widened(part[:, i : i + PIECE]) for part in both) for both in wide for i in (0, PIECE)]
 
 
-def _products(zs, table, together: int):
-    """For each z and k0 its columns of z times its block, `(64, 16)` pairs, so many at once."""
-    sums = []
-    for z in zs:
-        for at in range(0, z[0].shape[1], CHUNK):
-            rows = (pl.ds(2 * at + p * CHUNK, CHUNK) for p in (0, 1))
-            sums.append([(part[:, at : at + CHUNK], table.at[these]) for part, these in zip(z, rows, strict=True)])
+def _products(zs, table, together: int, transposed: bool = False):
+    """For each z and k0 its columns of z times its block, or its transpose, `(64, 16)` pairs, so many at once."""
+
+    def half_block(at, part):
+        if transposed:
+            return table.at[pl.ds(2 * at, 2 * CHUNK), pl.ds(part * CHUNK, CHUNK)].T
+        return table.at[pl.ds(2 * at + part * CHUNK, CHUNK)]
+
+    sums = [
+        [(part[:, at : at + CHUNK], half_block(at, number)) for number, part in enumerate(z)]
+        for z in zs
+        for at in range(0, z[0].shape[1], CHUNK)
+    ]
     for first in range(0, len(sums), together):
         for both in sums_of_products(*sums[first : first + together]):
             yield both[:, :CHUNK], both[:, CHUNK:]
@@ -164,6 +183,19 @@ def back(zs, twiddle, table, dtype, together: int = PAIR):
             pieces.append(
                 [((a * c - b * d).astype(dtype), (-(a * d) - b * c).astype(dtype)) for (a, b), (c, d) in turned]
             )
+        yield _side_by_side(pieces)
+
+
+def adjoint(zs, twiddle, table, dtype, together: int = PAIR):
+    """Yields the adjoint of `there` of each z, in the dtype, by the same half of the table."""
+    for sums in _of_each(zs, _products(zs, table, together, transposed=True)):
+        pieces = []
+        for piece in range(CHUNK // PIECE):
+            columns = slice(PIECE * piece, PIECE * (piece + 1))
+            # Conjugate roots: those of the way there for the parts exchanged.
+            results = radix_sums([(im[:, columns], re[:, columns]) for re, im in sums])
+            turned = zip(results, twiddle(piece), strict=True)
+            pieces.append([((a * c + b * d).astype(dtype), (b * c - a * d).astype(dtype)) for (b, a), (c, d) in turned])
         yield _side_by_side(pieces)
 
 

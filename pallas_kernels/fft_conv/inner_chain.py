@@ -5,7 +5,7 @@ belongs to it (`outer_plan`). After the first product both chains have real and 
 own, and the rest is that of `column_dft`.
 
 A row of 64 x 64 points has its parts in two planes, and a product with the first block takes four real ones. Of rows of
-32 x 64 points one real product does, of half as many operations for a point,
+32 x 64 or 32 x 128 points one real product does, of half as many operations for a point,
 
     [[Re F1, -Im F1], [Im F1, Re F1]] [Re Z; Im Z]
 
@@ -22,7 +22,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
-from pallas_kernels.fft_conv.config import TILE
+from pallas_kernels.fft_conv.chain import conj_correlate, conj_product
 from pallas_kernels.fft_conv.inner_rows import Shapes
 from pallas_kernels.fft_conv.mosaic import CHUNK, PIECE, by_columns, complex_planes, load, sums_of_products
 from pallas_kernels.fft_conv.rearranged import exchanged, unpacked
@@ -39,17 +39,10 @@ class _Chain:
     dtype: Any
     fresh: Any
 
-    def _spectrum(self, row):
+    def _spectrum(self, row, table):
         """Of what the first product left, (re, im)."""
-        table = column_dft.half(self.scratch["f2"], self.fresh(), back=False)
         (spectrum,) = column_dft.joined([row], column_dft.there([row], self._twiddles(), table, self.dtype))
         return spectrum
-
-    def _back(self, conjugate):
-        """What the last product takes, of a conjugate spectrum."""
-        table = column_dft.half(self.scratch["f2"], self.fresh(), back=True)
-        (row,) = column_dft.back([conjugate], self._twiddles(), table, self.dtype)
-        return row
 
     def _first_block(self, plane: int = 0):
         return self.scratch["f1"].at[self.fresh() + plane]
@@ -73,11 +66,13 @@ class Apart(_Chain):
         row = sums_of_products([(f1_re, re), (minus_im, im)], [(f1_re, im), (f1_im, re)])
         plgpu.commit_smem()  # the whole warpgroup has read it
         then()
-        return self._spectrum(row)
+        return self._spectrum(row, column_dft.half(self.scratch["f2"], self.fresh(), back=False))
 
-    def inverse(self, conjugate, tile):
-        """Writes the tile whose conjugate spectrum this is; the place of the result carries the intermediate."""
-        self._put(tile, self._back(conjugate))
+    def inverse(self, product, tile):
+        """Writes the tile whose spectrum a product is; the place of the result carries the intermediate."""
+        table = column_dft.half(self.scratch["f2"], self.fresh(), back=True)
+        (row,) = column_dft.back([product], self._twiddles(), table, self.dtype)
+        self._put(tile, row)
         zero = self.fresh()
         f1_re, f1_im, minus_im = (self.scratch["f1"].at[zero + plane].T for plane in range(3))
         re, im = tile()
@@ -88,15 +83,19 @@ class Apart(_Chain):
     def _twiddles(self):
         return functools.partial(column_dft.twiddles, complex_planes(self.scratch["twiddle"], self.fresh()))
 
-    @staticmethod
-    def with_taps(function, spectrum, taps):
-        """`function(a, b, c, d)`, to a pair, of the parts of a spectrum and of the taps', a few columns at a time."""
-        return by_columns(function, *complex_planes(taps, 0), *spectrum)
+    def times(self, spectrum, taps):
+        """The product of two spectra as `inverse` takes it: its conjugate."""
+        return by_columns(functools.partial(conj_product, self.dtype), *complex_planes(taps, 0), *spectrum)
+
+    def correlated(self, spectrum, taps):
+        """The product with the conjugate of the taps' spectrum likewise."""
+        return by_columns(functools.partial(conj_correlate, self.dtype), *complex_planes(taps, 0), *spectrum)
 
     @staticmethod
-    def parts(tile):
-        """Real and imaginary part of a spectrum in shared memory that is kept like a row."""
-        return tuple(map(load, tile))
+    def product(tile):
+        """A spectrum in shared memory that is kept like a row, as `inverse` takes it."""
+        re, im = map(load, tile)
+        return re, -im
 
     @staticmethod
     def summed(spectrum):
@@ -106,7 +105,7 @@ class Apart(_Chain):
 
 @dataclasses.dataclass(frozen=True)
 class Paired(_Chain):
-    """Of rows of 32 x 64 points of two sequences, or of one as if it were both. See `Apart`."""
+    """Of rows of 32 x 64 or 32 x 128 points of two sequences, or of one as if it were both. See `Apart`."""
 
     def forward(self, tile, then):
         """Likewise."""
@@ -114,11 +113,13 @@ class Paired(_Chain):
         rows = sums_of_products(*([(first_block, matrix)] for matrix in tile))
         plgpu.commit_smem()  # the whole warpgroup has read them
         then()
-        return self._spectrum(exchanged(rows[0], rows[-1]))
+        return self._spectrum(exchanged(rows[0], rows[-1]), self.scratch["f2"].at[self.fresh()])
 
-    def inverse(self, conjugate, tile):
+    def inverse(self, product, tile):
         """Likewise."""
-        self._put(tile, exchanged(*self._back(conjugate))[: len(tile())])
+        table = self.scratch["f2"].at[self.fresh()]
+        (row,) = column_dft.adjoint([product], self._twiddles(), table, self.dtype)
+        self._put(tile, exchanged(*row)[: len(tile())])
         first_block = self._first_block()
         w = sums_of_products(*([(first_block, matrix)] for matrix in tile()))
         plgpu.commit_smem()  # the whole warpgroup has read what the results replace
@@ -127,19 +128,26 @@ class Paired(_Chain):
     def _twiddles(self):
         table, zero = self.scratch["twiddle"], self.fresh()
         pieces = CHUNK // PIECE
-        return lambda piece: [unpacked(table.at[zero + at + piece]) for at in range(0, TILE // PIECE, pieces)]
+        return lambda piece: [unpacked(table.at[zero + at + piece]) for at in range(0, table.shape[0], pieces)]
 
-    @staticmethod
-    def with_taps(function, spectrum, taps):
-        """Likewise."""
-        pairs = [
-            function(*unpacked(taps.at[at // PIECE]), *(part[:, at : at + PIECE] for part in spectrum))
-            for at in range(0, TILE, PIECE)
-        ]
+    def times(self, spectrum, taps):
+        """The product of two spectra as `inverse` takes it."""
+        return self._with_taps(lambda c, d, a, b: (a * c - b * d, a * d + b * c), spectrum, taps)
+
+    def correlated(self, spectrum, taps):
+        """The product with the conjugate of the taps' spectrum likewise."""
+        return self._with_taps(lambda c, d, a, b: (a * c + b * d, b * c - a * d), spectrum, taps)
+
+    def _with_taps(self, function, spectrum, taps):
+        pairs = []
+        for piece in range(taps.shape[0]):
+            columns = slice(piece * PIECE, (piece + 1) * PIECE)
+            pair = function(*unpacked(taps.at[piece]), *(part[:, columns] for part in spectrum))
+            pairs.append([part.astype(self.dtype) for part in pair])
         return tuple(lax.concatenate(parts, 1) for parts in zip(*pairs, strict=True))
 
     @staticmethod
-    def parts(tile):
+    def product(tile):
         """Likewise, twice."""
         (matrix,) = map(load, tile)
         return exchanged(matrix, matrix)

@@ -21,8 +21,6 @@ from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, matrices
 from pallas_kernels.fft_conv.rearranged import PACKED
 
-_SPECTRUM_SLOTS = 2
-
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
@@ -33,8 +31,8 @@ class Shapes:
       rows: m, those of Z.
       dtype: of Z, the tables and the result: bfloat16 or float16.
       sequences: 1 if the channels share Z, C if each has its own.
-      height: 64, or 32 where a row is a matrix of 32 x 64.
-      together: rows of the batch in a tile; two of 32 x 64, or one, which then does for two.
+      height, width: of the matrix that a row is, 64 x 64, 32 x 64 or 32 x 128.
+      together: rows of the batch in a tile; two of those that are 32 high, or one, which then does for two.
       warpgroups: of a block, each with a tile to itself.
       blocks: in the persistent grid.
     """
@@ -46,6 +44,7 @@ class Shapes:
     dtype: Any
     sequences: int = 1
     height: int = N1
+    width: int = TILE
     together: int = 1
     warpgroups: int = 4
     blocks: int = 132
@@ -66,15 +65,33 @@ class Shapes:
         return 2 if self.apart else 1
 
     @property
+    def whole(self) -> bool:
+        """Whether one copy moves a tile, and not one each of its matrices.
+
+        A copy has five dimensions at most, and the columns of a wide row take two.
+        """
+        return not self.apart and self.width == TILE
+
+    @property
+    def copies(self) -> int:
+        """That move a tile."""
+        return 1 if self.whole else self.matrices
+
+    @property
+    def spectrum_slots(self) -> int:
+        """Spectra of the taps in shared memory: one in use and, where there is room, the next one on its way."""
+        return 2 if self.width == TILE else 1
+
+    @property
     def spectrum(self) -> tuple[int, ...]:
         """Shape of a row's spectrum of the taps and of its twiddle factors: planes, or `in_thread_order`."""
-        return (2, N1, TILE) if self.apart else (TILE // PIECE, *PACKED)
+        return (2, N1, TILE) if self.apart else (self.width // PIECE, *PACKED)
 
     @property
     def result(self) -> jax.ShapeDtypeStruct:
-        """`(B, C, D, re | im m, 64, 64)`, or with both parts in a matrix `(B, C, D, m, re | im 32, 64)`."""
+        """`(B, C, D, re | im m, 64, 64)`, or with both parts in a matrix `(B, C, D, m, re | im 32, width)`."""
         rows = self.planes * self.rows
-        return jax.ShapeDtypeStruct((self.batch, self.channels, self.features, rows, N1, TILE), self.dtype)
+        return jax.ShapeDtypeStruct((self.batch, self.channels, self.features, rows, N1, self.width), self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,18 +180,24 @@ class Block:
         return self.barriers["rows"].at[self.rows.index(name) * self.schedule.shapes.warpgroups + self.group + zero]
 
     def _matrices(self, array, channel, step):
-        """Those of a tile in an array in memory. TMA reads zeros beyond the batch, and writes nothing there."""
+        """Those of a tile in an array in memory, as many as copies.
+
+        TMA reads zeros beyond the batch, and writes nothing there; with wide rows the last one is repeated there.
+        """
         shapes = self.shapes
         item, row, _ = self.schedule.at(step)
         k1, _, feature = self.schedule.place(item)
         if shapes.apart:
             return [array.at[row, channel, feature, plane * shapes.rows + k1] for plane in range(shapes.planes)]
-        return [array.at[pl.ds(row, shapes.together), channel, feature, k1]]
+        if shapes.whole:
+            return [array.at[pl.ds(row, shapes.together), channel, feature, k1]]
+        rows = (jnp.minimum(row + at, shapes.batch - 1) for at in range(shapes.together))
+        return [array.at[row, channel, feature, k1] for row in rows]
 
     def _places(self, name, zero):
         """Their places in shared memory."""
-        tile = self.scratch[name].at[self.group + zero]
-        return [tile.at[plane] for plane in range(self.shapes.planes)] if self.shapes.apart else [tile]
+        shapes, tile = self.shapes, self.scratch[name].at[self.group + zero]
+        return [tile] if shapes.whole else [tile.at[number] for number in range(shapes.matrices)]
 
     def fetch(self, name, source, sequences, step, zero):
         """Starts the copy of this warpgroup's tile at a step."""
@@ -199,7 +222,7 @@ class Block:
         @pl.when((self.group == 0) & (visit < self.schedule.visits) & (item < self.schedule.items))
         def _():
             k1, channel, feature = self.schedule.place(item)
-            slot = lax.rem(visit, _SPECTRUM_SLOTS)
+            slot = lax.rem(visit, self.shapes.spectrum_slots)
             for source, target in _planes(spectrum.at[feature, channel, k1], self.scratch["spectrum"].at[slot]):
                 plgpu.copy_gmem_to_smem(source, target, self.barriers["spectrum"].at[slot])
 
@@ -210,7 +233,7 @@ class Block:
         def _():
             plgpu.copy_gmem_to_smem(f2.at[0], self.scratch["f2"].at[0], self.barriers["f2"])
 
-        if spectrum is not None:
+        if spectrum is not None and self.shapes.spectrum_slots > 1:
             self.fetch_spectrum(spectrum, jnp.int32(0))
         plgpu.barrier_wait(self.barriers["f2"])
 
@@ -225,7 +248,7 @@ class Block:
             plgpu.barrier_arrive(self.barriers["done"])  # all are past the last item: its tables and slot are free
             plgpu.barrier_wait(self.barriers["done"])
             if spectrum is not None:
-                self.fetch_spectrum(spectrum, visit + 1)
+                self.fetch_spectrum(spectrum, visit + self.shapes.spectrum_slots - 1)
 
             @pl.when(tables_change)
             def _():
@@ -238,22 +261,30 @@ class Block:
                 plgpu.barrier_wait(self.barriers["tables"])
 
             if spectrum is not None:
-                plgpu.barrier_wait(self.barriers["spectrum"].at[lax.rem(visit, _SPECTRUM_SLOTS)])
+                plgpu.barrier_wait(self.barriers["spectrum"].at[lax.rem(visit, self.shapes.spectrum_slots)])
 
     def taps(self, visit, zero):
         """The spectrum of the taps, as `Shapes.spectrum`."""
-        return self.scratch["spectrum"].at[lax.rem(visit, _SPECTRUM_SLOTS) + zero]
+        return self.scratch["spectrum"].at[lax.rem(visit, self.shapes.spectrum_slots) + zero]
 
     def store(self, name, target, step, zero):
         """Starts the copy of a tile of results to its place."""
-        channel = self.schedule.place(self.schedule.at(step)[0])[1]
-        for place, matrix in zip(self._places(name, zero), self._matrices(target, channel, step), strict=True):
-            plgpu.copy_smem_to_gmem(place, matrix)
+        item, row, _ = self.schedule.at(step)
+        matrices = self._matrices(target, self.schedule.place(item)[1], step)
+        for number, (place, matrix) in enumerate(zip(self._places(name, zero), matrices, strict=True)):
+
+            def copy(place=place, matrix=matrix):
+                plgpu.copy_smem_to_gmem(place, matrix)
+
+            if number == 0 or self.shapes.apart:
+                copy()
+            else:
+                pl.when(row + number < self.shapes.batch)(copy)
 
 
-def tiles(shapes: Shapes, layout: int | None = None):
+def tiles(shapes: Shapes):
     """Shared memory for a tile of each warpgroup."""
-    return matrices((shapes.warpgroups, shapes.matrices, N1, TILE), shapes.dtype, layout)
+    return matrices((shapes.warpgroups, shapes.matrices, N1, shapes.width), shapes.dtype, TILE)
 
 
 def planes(shapes: Shapes, dtype=None):
@@ -263,7 +294,13 @@ def planes(shapes: Shapes, dtype=None):
 
 def spectrum_slots(shapes: Shapes):
     """Shared memory for the taps' spectrum and the next one."""
-    return _elementwise(shapes, _SPECTRUM_SLOTS)
+    return _elementwise(shapes, shapes.spectrum_slots)
+
+
+def _second_blocks(shapes: Shapes):
+    """Shape of the second block's table: both ways, or one that does for both."""
+    plane, rows, columns = column_dft.blocks_shape(shapes.width)
+    return plane, rows if shapes.apart else rows // 2, columns
 
 
 def _elementwise(shapes: Shapes, *count: int):
@@ -286,15 +323,15 @@ def scratch_types(shapes: Shapes, names: tuple[str, ...], **more):
     first_blocks = 3 if shapes.apart else 1
     return dict(
         f1=matrices((first_blocks, N1, N1), dtype, columns=TILE),
-        f2=matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
+        f2=matrices(_second_blocks(shapes), dtype, columns=CHUNK),
         twiddle=_elementwise(shapes),
         **{name: tiles(shapes) for name in names},
         **more,
         barriers={
             "f2": plgpu.Barrier(num_arrivals=1),
             "tables": plgpu.Barrier(num_arrivals=first_blocks + shapes.planes),
-            "spectrum": plgpu.Barrier(num_arrivals=shapes.planes, num_barriers=_SPECTRUM_SLOTS),
+            "spectrum": plgpu.Barrier(num_arrivals=shapes.planes, num_barriers=shapes.spectrum_slots),
             "done": plgpu.Barrier(num_arrivals=groups),
-            "rows": plgpu.Barrier(num_arrivals=shapes.planes, num_barriers=len(names) * groups),
+            "rows": plgpu.Barrier(num_arrivals=shapes.copies, num_barriers=len(names) * groups),
         },
     )

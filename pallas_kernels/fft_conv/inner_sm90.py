@@ -5,15 +5,13 @@ with the taps' spectrum comes between a transform and its way back; of the way b
 come before, and the sums of their products stay in registers.
 """
 
-import functools
-
 import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.fft_conv.chain import conj_correlate, conj_product, correlate, opaque_zeros
+from pallas_kernels.fft_conv.chain import correlate, opaque_zeros
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.inner_chain import chain
 from pallas_kernels.fft_conv.inner_rows import Block, Schedule, Shapes, planes, scratch_types, spectrum_slots, tiles
@@ -27,7 +25,6 @@ def forward(shapes: Shapes):
     the taps `(D, C, m, *Shapes.spectrum)`, w like z for each channel; the tables are `outer_plan.inner_tables`.
     """
     schedule = Schedule(shapes)
-    multiply = functools.partial(conj_product, shapes.dtype)
 
     def fft_conv_inner_forward(z, spectrum, f1, f2, twiddle, shift, out, scratch):
         shift_by = shift[0]
@@ -53,7 +50,7 @@ def forward(shapes: Shapes):
                 def _():
                     block.await_tile("z", fresh())
                     spectrum_of_tile = transform.forward(block.tile("z", fresh()), fetch_next)
-                    product = transform.with_taps(multiply, spectrum_of_tile, block.taps(visit, fresh()))
+                    product = transform.times(spectrum_of_tile, block.taps(visit, fresh()))
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
                     transform.inverse(product, lambda: block.tile("w", fresh()))
                     block.store("w", out, step + fresh(), fresh())
@@ -121,8 +118,7 @@ def backward(shapes: Shapes):
                     ds = lax.cond(
                         fresh() == 0, lambda ds: by_columns(correlate, *kept, *spectrum_of_h, *ds), lambda ds: ds, ds
                     )
-                    conjugate = functools.partial(conj_correlate, dtype)
-                    product = transform.with_taps(conjugate, spectrum_of_h, block.taps(visit, fresh()))
+                    product = transform.correlated(spectrum_of_h, block.taps(visit, fresh()))
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
                     transform.inverse(product, lambda: tile("w"))
                     block.store("w", out, step + fresh(), fresh())

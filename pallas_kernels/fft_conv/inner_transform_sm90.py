@@ -14,7 +14,6 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from pallas_kernels.fft_conv.chain import opaque_zeros
-from pallas_kernels.fft_conv.config import TILE
 from pallas_kernels.fft_conv.inner_chain import chain
 from pallas_kernels.fft_conv.inner_rows import Block, Schedule, Shapes, planes, scratch_types, tiles
 from pallas_kernels.fft_conv.mosaic import F32, PIECE, persistent_kernel
@@ -32,7 +31,7 @@ def forward(shapes: Shapes, dtype):
             spectrum = chain.forward(block.tile("z", chain.fresh()), fetch_next)
             factor = scale[row]
             if not shapes.apart:
-                for piece in range(TILE // PIECE):
+                for piece in range(shapes.width // PIECE):
                     columns = slice(piece * PIECE, (piece + 1) * PIECE)
                     out[row, k1, piece] = packed(*(part[:, columns] * factor for part in spectrum))
                 return
@@ -55,12 +54,11 @@ def inverse(shapes: Shapes):
 
     def fft_conv_inner_inverse(s, f1, f2, twiddle, shift, out, scratch):
         def transform(block, chain, step, row, k1, fetch_next):
-            re, im = chain.parts(block.tile("z", chain.fresh()))
-            conjugate = re, -im
+            product = chain.product(block.tile("z", chain.fresh()))
             plgpu.commit_smem()  # the whole warpgroup has read it
             fetch_next()
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            chain.inverse(conjugate, lambda: block.tile("w", chain.fresh()))
+            chain.inverse(product, lambda: block.tile("w", chain.fresh()))
             block.store("w", out, step + chain.fresh(), chain.fresh())
 
         _each_row(shapes, scratch, s, (f1, f2, twiddle), shift, transform)

@@ -47,11 +47,19 @@ LONGEST = RADICES[-1] * N1 * BLOCK
 
 @dataclasses.dataclass(frozen=True)
 class OuterPlan:
-    """m = radix * height rows of 4096 or 2048 points; radix is 1 where one product splits them."""
+    """m = radix * height rows of Z of so many steps.
+
+    Attributes:
+      radix: 1 where one product splits them.
+      height: the rows that a product makes.
+      steps: 4096 or 2048.
+      paired: whether rows of two sequences make a tile of the inner kernels, those of 2048 steps always.
+    """
 
     radix: int
     height: int
     steps: int = BLOCK
+    paired: bool = False
 
     @property
     def rows(self) -> int:
@@ -64,14 +72,14 @@ class OuterPlan:
         return self.rows * self.steps
 
     @property
-    def paired(self) -> bool:
-        """Whether rows of two sequences make a tile."""
-        return self.steps < BLOCK
+    def row_height(self) -> int:
+        """Rows of the matrix that a row of Z is."""
+        return N1 // 2 if self.paired else N1
 
     @property
-    def row_height(self) -> int:
-        """Rows of the matrix that a row is, 64 or 32."""
-        return self.steps // TILE
+    def row_width(self) -> int:
+        """Its columns."""
+        return self.steps // self.row_height
 
     @property
     def scale(self) -> float:
@@ -96,12 +104,12 @@ def outer_plan(rows: int, batch: int = 1) -> OuterPlan:
 
     Example:
       >>> outer_plan(16), outer_plan(200)
-      (OuterPlan(radix=1, height=16, steps=4096), OuterPlan(radix=4, height=64, steps=4096))
+      (OuterPlan(radix=1, height=16, steps=4096, paired=False), OuterPlan(radix=4, height=64, steps=4096, paired=False))
       >>> outer_plan(16, batch=64)
-      OuterPlan(radix=1, height=32, steps=2048)
+      OuterPlan(radix=1, height=32, steps=2048, paired=True)
     """
     if batch > 1 and 2 * rows <= DIRECT_ROWS:
-        return OuterPlan(1, 4 * -(-rows // 2), BLOCK // 2)
+        return OuterPlan(1, 4 * -(-rows // 2), BLOCK // 2, paired=True)
     if rows <= DIRECT_ROWS:
         return OuterPlan(1, 4 * -(-rows // 4))  # twice as many rows of Z are a multiple of the 8 of a tile
     for radix in RADICES:
@@ -152,21 +160,22 @@ def radix_roots(plan: OuterPlan) -> jax.Array:
 def inner_tables(plan: OuterPlan, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The first blocks of the rows, the `column_dft.blocks` of F2, and T of each row, `(m, 2, 64, 64)`.
 
-    A row's first block is F1 as re | im | -im, `(m, 3, 64, 64)`; of rows of 2048 steps `_real_form`, `(m, 1, 64, 64)`,
-    and T is `in_thread_order`.
+    A row's first block is F1 as re | im | -im, `(m, 3, 64, 64)`; of paired rows `_real_form`, `(m, 1, 64, 64)`, of F2
+    the half for the way there, and T is `in_thread_order`.
     """
-    shift, height = ((_order(plan) + 0.25) / plan.rows)[:, None, None], plan.row_height
-    p, a, b = jnp.arange(height)[:, None], jnp.arange(height), jnp.arange(TILE)
+    shift, height, width = ((_order(plan) + 0.25) / plan.rows)[:, None, None], plan.row_height, plan.row_width
+    p, a, b = jnp.arange(height)[:, None], jnp.arange(height), jnp.arange(width)
     scale = block_scale(Config(TILE)) ** 0.5
     f1_re, f1_im = (scale * part for part in _roots(p * a % height / height + shift * a / height))
-    f2 = [column_dft.in_order(scale * part) for part in _roots(b[:, None] * b % TILE / TILE)]
+    f2 = column_dft.blocks(*(column_dft.in_order(scale * part) for part in _roots(b[:, None] * b % width / width)))
     t = _roots(p * b / plan.steps + shift * b / plan.steps)
     if plan.paired:
-        f1, t = _real_form(f1_re, f1_im), in_thread_order(*(part / column_dft.radix(TILE) for part in t))
+        f1, f2 = _real_form(f1_re, f1_im), f2[:, : f2.shape[1] // 2]
+        t = in_thread_order(*(part / column_dft.radix(width) for part in t))
     else:
         f1 = jnp.stack([f1_re, f1_im, -f1_im], 1)
         t = jnp.stack(list(map(column_dft.twiddle_in_order, t)), 1).astype(dtype)
-    return f1.astype(dtype), column_dft.blocks(*f2).astype(dtype), t
+    return f1.astype(dtype), f2.astype(dtype), t
 
 
 def _real_form(re: jax.Array, im: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from jax.extend.core import Primitive
 from jax.extend.mlir import ir
 from jax.interpreters import mlir
 
-from pallas_kernels.fft_conv.config import N1, TILE
+from pallas_kernels.fft_conv.config import N1
 from pallas_kernels.fft_conv.mosaic import PIECE
 
 PACKED = 4, 128
@@ -49,15 +49,15 @@ def exchanged(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def in_thread_order(re: jax.Array, im: jax.Array) -> jax.Array:
-    """Complex matrices `(..., 32, 64)` as `(..., 8, 4, 128)` in float32, eight columns after the other.
+    """Complex matrices `(..., 32, n)` as `(..., n / 8, 4, 128)` in float32, eight columns after the other.
 
     Example:
       >>> in_thread_order(jnp.zeros((32, 64)), jnp.zeros((32, 64))).shape
       (8, 4, 128)
     """
-    cut = jnp.stack([re, im], -1).reshape(*re.shape[:-2], 4, 8, TILE // PIECE, 4, 2, 2)
+    cut = jnp.stack([re, im], -1).reshape(*re.shape[:-2], 4, 8, -1, 4, 2, 2)
     columns_first = jnp.moveaxis(cut, -4, -6).swapaxes(-1, -2)
-    return columns_first.astype(jnp.float32).reshape(*re.shape[:-2], TILE // PIECE, *PACKED)
+    return columns_first.astype(jnp.float32).reshape(*re.shape[:-2], -1, *PACKED)
 
 
 def unpacked(ref) -> tuple[jax.Array, jax.Array]:

@@ -49,7 +49,8 @@ def backward(x, pre_gate, post_gate, g, taps, plan: OuterPlan, shift, *, before:
     z, h = _split(x, pre_gate, plan), _split(g, post_gate, plan)
     shapes = _inner_shapes(z, spectra, plan, warpgroups=2)  # as many as have registers
     kernel = lowered_once(inner_sm90.backward, shapes)
-    w, d_spectra = kernel(_as_matrices(z), _as_matrices(h), spectra, *inner_tables(plan, x.dtype), shift)
+    matrices = (_as_matrices(rows, plan.row_width) for rows in (z, h))
+    w, d_spectra = kernel(*matrices, spectra, *inner_tables(plan, x.dtype), shift)
     d_x = _join(w, None, plan, x.shape[-2])
     d_post = None if post_gate is None else _convolve(z, g, spectra, plan, x.shape[-2], shift)
     d_taps = tap_cotangent(d_spectra.sum(0), taps.shape[2], plan, shift, before=before)
@@ -78,7 +79,7 @@ def tap_spectra(taps, plan: OuterPlan, dtype, shift, *, before: bool):
     if before:
         z = _plus_i_times(z, _split(_placed(rows[..., :half, :], plan.rows - half), None, plan), plan)
     kernel = lowered_once(inner_transform_sm90.forward, _taps_shapes(z, plan), dtype)
-    spectra = kernel(_as_matrices(z), size * spectrum_scale(plan), *inner_tables(plan, z.dtype), shift)
+    spectra = kernel(_as_matrices(z, plan.row_width), size * spectrum_scale(plan), *inner_tables(plan, z.dtype), shift)
     return spectra.reshape(*taps.shape[:2], *spectra.shape[1:])
 
 
@@ -90,7 +91,7 @@ def tap_cotangent(d_spectra, blocks: int, plan: OuterPlan, shift, *, before: boo
     count = blocks * BLOCK // plan.steps
     half = count // 2 if before else 0
     planes = d_spectra.reshape(-1, 1, 1, *d_spectra.shape[2:]).swapaxes(3, 4)
-    rows, size = _normalized(planes.reshape(*planes.shape[:3], -1, N1, TILE))
+    rows, size = _normalized(planes.reshape(*planes.shape[:3], -1, N1, plan.row_width))
     kernel = lowered_once(inner_transform_sm90.inverse, _taps_shapes(rows, plan))
     w = kernel(rows, *inner_tables(plan, rows.dtype), shift)
     w = w.reshape(*w.shape[:3], 2 * plan.rows, plan.steps)
@@ -139,12 +140,17 @@ def _of_parts(re, im, plan):
 
 
 def _taps_shapes(z, plan):
-    return inner_rows.Shapes(z.shape[0], 1, 1, plan.rows, z.dtype, height=plan.row_height)
+    groups = 4 if plan.row_width == TILE else 2  # as many as have registers
+    return inner_rows.Shapes(
+        z.shape[0], 1, 1, plan.rows, z.dtype, height=plan.row_height, width=plan.row_width, warpgroups=groups
+    )
 
 
 def _convolve(z, post_gate, spectra, plan, rows, shift):
-    kernel = lowered_once(inner_sm90.forward, _inner_shapes(z, spectra, plan))
-    return _join(kernel(_as_matrices(z), spectra, *inner_tables(plan, z.dtype), shift), post_gate, plan, rows)
+    shapes = _inner_shapes(z, spectra, plan, warpgroups=4 if plan.row_width == TILE else 2)
+    kernel = lowered_once(inner_sm90.forward, shapes)
+    w = kernel(_as_matrices(z, plan.row_width), spectra, *inner_tables(plan, z.dtype), shift)
+    return _join(w, post_gate, plan, rows)
 
 
 def _in_rows(plan, *sequences):
@@ -156,15 +162,15 @@ def _in_blocks(x):
     return x.reshape(*x.shape[:-2], -1, BLOCK)
 
 
-def _as_matrices(z):
+def _as_matrices(z, width: int = TILE):
     """Z, `(..., 2 m, steps)`, as the inner kernels take it: `inner_rows.Shapes.result`."""
-    return z.reshape(*z.shape[:-2], -1, N1, TILE)
+    return z.reshape(*z.shape[:-2], -1, N1, width)
 
 
 def _inner_shapes(z, spectra, plan, **options):
     batch, sequences, features, _, _ = z.shape
     _, channels, rows = spectra.shape[:3]
-    tile = {"height": plan.row_height, "together": 2 if plan.paired else 1}
+    tile = {"height": plan.row_height, "width": plan.row_width, "together": 1 + plan.paired}
     return inner_rows.Shapes(batch, channels, features, rows, z.dtype, sequences, **tile, **options)
 
 
@@ -175,7 +181,7 @@ def _split(x, gate, plan: OuterPlan):
         return _radix_stage(outer_radix_sm90.split, gated(x, gate), plan, rows)
     gates = 0 if gate is None else gate.shape[1]
     shapes = outer_sm90.Shapes(
-        batch, max(sequences, gates), features, rows, 2 * plan.rows, x.dtype, sequences, gates, True, plan.row_height
+        batch, max(sequences, gates), features, rows, 2 * plan.rows, x.dtype, sequences, gates, True, plan.steps // TILE
     )
     return _stage(shapes, x, gate, stage_matrix(plan)[:, :rows])  # fewer than m, or more, which are zeros
 
@@ -188,7 +194,7 @@ def _join(w, gate, plan: OuterPlan, rows: int):
     batch, channels, features, _, _ = w.shape
     gates = 0 if gate is None else gate.shape[1]
     shapes = outer_sm90.Shapes(
-        batch, channels, features, 2 * plan.rows, rows, w.dtype, channels, gates, panels=plan.row_height
+        batch, channels, features, 2 * plan.rows, rows, w.dtype, channels, gates, panels=plan.steps // TILE
     )
     return _stage(shapes, w, gate, stage_matrix(plan).T[:rows])
 

@@ -158,12 +158,12 @@ class Rows:
     def __str__(self) -> str:
         plan = self.plan
         rows = f"{plan.rows} rows" if plan.radix == 1 else f"{plan.radix} x {plan.height} rows"
-        return f"{rows} of {plan.steps}" if plan.paired else rows
+        return f"{rows} of {plan.row_height} x {plan.row_width}" if plan.paired else rows
 
 
 def _inner_operands(program: Program, warpgroups: int):
     dtype, plan, rows = jnp.dtype(program.dtype), program.config.plan, program.config.plan.rows
-    tile = {"height": plan.row_height, "together": 1 + plan.paired}
+    tile = {"height": plan.row_height, "width": plan.row_width, "together": 1 + plan.paired}
     shapes = inner_rows.Shapes(16 - program.options, 1, FEATURES, rows, dtype, warpgroups=warpgroups, **tile)
     elementwise = jnp.float32 if plan.paired else dtype
     spectrum = jax.ShapeDtypeStruct((FEATURES, 1, rows, *shapes.spectrum), elementwise)
@@ -203,7 +203,7 @@ def _outer_stage(program: Program):
     plan, join, on = program.config.plan, program.config.join, program.options
     ins, outs = (2 * plan.rows, plan.rows) if join else (plan.rows, 2 * plan.rows)
     dtype = jnp.dtype(program.dtype)
-    shapes = outer_sm90.Shapes(16, 1, FEATURES, ins, outs, dtype, 1, int(on), on and not join, plan.row_height)
+    shapes = outer_sm90.Shapes(16, 1, FEATURES, ins, outs, dtype, 1, int(on), on and not join, plan.steps // TILE)
     source = dataclasses.replace(shapes, rows_out=ins).result
     gate = dataclasses.replace(shapes, rows_out=plan.rows).result
     matrix = jax.ShapeDtypeStruct((shapes.tiles_out, N1, N1 * shapes.tiles_in), dtype)
@@ -314,8 +314,11 @@ _KERNELS = {
 # Causal, its adjoint, both sides; with four blocks those take two launches.
 _LAGS = {2: ((0, 1), (-1, 0), (-1, 1)), 3: ((0, 2), (-2, 0), (-2, 2)), 4: ((0, 3), (-3, 0), (1, 3))}
 
-_INNER = OuterPlan(1, 16), OuterPlan(1, 32, BLOCK // 2)
-_DIRECT = OuterPlan(1, 16), OuterPlan(1, 64), OuterPlan(1, 128), *(OuterPlan(1, m, BLOCK // 2) for m in (16, 32, 128))
+_INNER = OuterPlan(1, 16), OuterPlan(1, 32, BLOCK // 2, True)
+_DIRECT = (
+    *(OuterPlan(1, m) for m in (16, 64, 128)),
+    *(OuterPlan(1, m, BLOCK // 2, True) for m in (16, 32, 128)),
+)
 _BY_TWO_FACTORS = tuple(OuterPlan(radix, N1) for radix in RADICES)
 
 # Of long sequences: name, builder, configuration, function.

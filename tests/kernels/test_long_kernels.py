@@ -78,7 +78,7 @@ def joined(d_spectra: np.ndarray, plan: OuterPlan) -> np.ndarray:
     ("plan", "blocks", "before"),
     [
         (OuterPlan(1, 4), 2, True),
-        (OuterPlan(1, 8, BLOCK // 2), 2, True),
+        (OuterPlan(1, 8, BLOCK // 2, True), 2, True),
         pytest.param(OuterPlan(1, 8), 7, False, marks=pytest.mark.slow),
         pytest.param(OuterPlan(1, 12), 9, True, marks=pytest.mark.slow),
     ],
@@ -126,14 +126,15 @@ def test_plans_hold_their_sequences_and_no_more():
         outer_plan(1025)
 
 
-@pytest.mark.parametrize(("plan", "batch"), [(OuterPlan(1, 2), 3), (OuterPlan(1, 2, BLOCK // 2), 5)], ids=str)
+@pytest.mark.parametrize(("plan", "batch"), [(OuterPlan(1, 2), 3), (OuterPlan(1, 2, BLOCK // 2, True), 5)], ids=str)
 def test_inner_kernels(plan, batch):
     """Two blocks for two rows of two features, three tiles for two warpgroups: every ring wraps."""
     dtype, features, m, height = jnp.float16, 2, plan.rows, plan.row_height
-    together = N1 // height
-    shapes = inner_rows.Shapes(batch, 1, features, m, dtype, 1, height, together, warpgroups=2, blocks=2)
+    width = plan.row_width
+    tile = {"height": height, "width": width, "together": N1 // height}
+    shapes = inner_rows.Shapes(batch, 1, features, m, dtype, **tile, warpgroups=2, blocks=2)
     x, h = (random(seed, *shapes.result.shape) for seed in (0, 1))
-    taps = random(2, features, 1, m, height, TILE) + 1j * random(3, features, 1, m, height, TILE)
+    taps = random(2, features, 1, m, height, width) + 1j * random(3, features, 1, m, height, width)
     f1, f2, twiddle = inner_tables(plan, dtype)
 
     def both(x, h, taps):
