@@ -15,13 +15,19 @@ changes are two of the inner tables, F1 and T, which are therefore those of the 
 Where one product splits twice as many rows, too, and the batch has more than one sequence, rows have 2048 steps, F1 is
 of 32 x 32, and rows of two sequences make a tile (`inner_chain`). Parts of Z are kept side by side then, row by row.
 
-More than 128 rows are cut once more, m = r h with n1 = h a + b and k1 = ka + r kb, so that one pass still does it all:
+More than 128 rows are cut once more, m = r h, so that one pass still does it all. With n1 = h a + b, k1 = ka + r kb
 
     Z[ka + r kb] = sum over b of F[kb, b] f[ka, b] (sum over a of exp(-2 pi i (ka + 1/4) a / r) u[h a + b])
     F[kb, b] = exp(-2 pi i kb b / h),       f[ka, b] = exp(-2 pi i (ka + 1/4) b / m)
 
-Rows of Z, and all that belongs to them, are kept in the order of h ka + kb. Blocks are scaled by powers of two as in
-`tables`, and the taps' spectrum makes up the rest of 1/n.
+and where r is 4, since a sum of four terms needs no roots but those of unity, with n1 = r b + a and k1 = kb + h ka
+
+    Z[kb + h ka] = sum over a of exp(-2 pi i ka a / r) f[a, kb] (sum over b of F[kb, b] u[r b + a])
+    F[kb, b] = exp(-2 pi i (kb + 1/4) b / h),       f[a, kb] = exp(-2 pi i (kb + 1/4) a / m)
+
+whose products by F are of real numbers and not of complex ones. Rows of Z, and all that belongs to them, are kept in
+the order of h ka + kb. Blocks are scaled by powers of two as in `tables`, and the taps' spectrum makes up the rest of
+1/n.
 """
 
 import dataclasses
@@ -39,7 +45,7 @@ DIRECT_ROWS = 128
 """The most rows of a split by one product: its matrix of twice as many rows is 64 KB."""
 
 RADICES = (4, 8, 16)
-"""r where there are more: four warpgroups share the sums over a."""
+"""r where there are more."""
 
 LONGEST = RADICES[-1] * N1 * BLOCK
 """The longest sequence that three passes convolve, 4,194,304 steps."""
@@ -67,6 +73,11 @@ class OuterPlan:
     def paired(self) -> bool:
         """Whether rows of two sequences make a tile."""
         return self.steps < BLOCK
+
+    @property
+    def real_products(self) -> bool:
+        """Whether the products of two factors come before the sums over a of a split."""
+        return self.radix == 4
 
     @property
     def row_height(self) -> int:
@@ -113,6 +124,8 @@ def outer_plan(rows: int, batch: int = 1) -> OuterPlan:
 
 def _order(plan: OuterPlan) -> jax.Array:
     """k1 of each row of Z, in the order in which they are kept."""
+    if plan.real_products:
+        return jnp.arange(plan.rows)
     return (jnp.arange(plan.radix)[:, None] + plan.radix * jnp.arange(plan.height)).ravel()
 
 
@@ -138,9 +151,24 @@ def radix_tables(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
     """F, scaled, as re | im | -im `(3, 64, 64)`, with zeros beyond h, and f `(r, 2, 64)`, in float32."""
     h, b = plan.height, jnp.arange(N1)
     re, im = (_scale(h) * part for part in _roots(jnp.outer(b, b) % h / h))
-    inside = (b < h)[:, None] & (b < h)
     f = jnp.stack(_roots((jnp.arange(plan.radix)[:, None] + 0.25) * b / plan.rows), 1)
-    return jnp.where(inside, jnp.stack([re, im, -im]), 0.0), f
+    return _cut(jnp.stack([re, im, -im]), h), f
+
+
+def real_product_tables(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
+    """F with the whole scale as re | im `(2, 64, 64)`, with zeros beyond h, and f but for a = 0 `(3, 2, 64)`, in float32.
+
+    That f of a = 0 is 1.
+    """
+    h, b = plan.height, jnp.arange(N1)
+    f = jnp.stack(_roots(jnp.arange(1, plan.radix)[:, None] * (b + 0.25) / plan.rows), 1)
+    return _cut(plan.scale * jnp.stack(_roots(jnp.outer(b, b) % h / h + b / (4 * h))), h), f
+
+
+def _cut(blocks: jax.Array, h: int) -> jax.Array:
+    """Blocks `(..., 64, 64)` with zeros beyond h rows and columns."""
+    inside = jnp.arange(N1) < h
+    return jnp.where(inside[:, None] & inside, blocks, 0.0)
 
 
 def radix_roots(plan: OuterPlan) -> jax.Array:
