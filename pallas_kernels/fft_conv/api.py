@@ -301,7 +301,7 @@ def _run_long_backward(gates, u, pre_gate, post_gate, g, taps, shift):
     """`_run_backward` likewise."""
     x, pre_gate, post_gate, g = (_in_blocks(x) for x in (*_with_channels(gates, u, pre_gate, post_gate), g))
     blocks, before = _blocks(u, taps)
-    plan = outer_plan(blocks, x.shape[0])
+    plan = outer_plan(blocks, x.shape[0], backward=True)
     d_x, d_post, d_taps = three_pass.backward(x, pre_gate, post_gate, g, taps, plan, shift, before=before)
     return *(_of_rows(share, u) for share in _shares(d_x, d_post, x, pre_gate)), d_taps
 

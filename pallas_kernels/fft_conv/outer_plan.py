@@ -12,16 +12,23 @@ changes are two of the inner tables, F1 and T, which are therefore those of the 
 
     F1[p, a] = exp(-2 pi i (p + s) a / 64),      T[p, b] = exp(-2 pi i (p + s) b / 4096)
 
-Where one product splits twice as many rows, too, and the batch has more than one sequence, rows have 2048 steps, F1 is
-of 32 x 32, and rows of two sequences make a tile (`inner_chain`). Parts of Z are kept side by side then, row by row.
+Where the batch has more than one sequence, rows of two of them make a tile (`inner_chain`), matrices of 32 x 128, or of
+32 x 64 for rows of 2048 steps where one product splits twice as many. F1 is of 32 x 32 then, F2 and T are as wide as
+the matrix, and the parts of Z are kept side by side, row by row.
 
-More than 128 rows are cut once more, m = r h with n1 = h a + b and k1 = ka + r kb, so that one pass still does it all:
+More than 128 rows are cut once more, m = r h, so that one pass still does it all. With n1 = h a + b, k1 = ka + r kb
 
     Z[ka + r kb] = sum over b of F[kb, b] f[ka, b] (sum over a of exp(-2 pi i (ka + 1/4) a / r) u[h a + b])
     F[kb, b] = exp(-2 pi i kb b / h),       f[ka, b] = exp(-2 pi i (ka + 1/4) b / m)
 
-Rows of Z, and all that belongs to them, are kept in the order of h ka + kb. Blocks are scaled by powers of two as in
-`tables`, and the taps' spectrum makes up the rest of 1/n.
+and where r is 4, since a sum of four terms needs no roots but those of unity, with n1 = r b + a and k1 = kb + h ka
+
+    Z[kb + h ka] = sum over a of exp(-2 pi i ka a / r) f[a, kb] (sum over b of F[kb, b] u[r b + a])
+    F[kb, b] = exp(-2 pi i (kb + 1/4) b / h),       f[a, kb] = exp(-2 pi i (kb + 1/4) a / m)
+
+whose products by F are of real numbers and not of complex ones. Rows of Z, and all that belongs to them, are kept in
+the order of h ka + kb. Blocks are scaled by powers of two as in `tables`, and the taps' spectrum makes up the rest of
+1/n.
 """
 
 import dataclasses
@@ -39,7 +46,7 @@ DIRECT_ROWS = 128
 """The most rows of a split by one product: its matrix of twice as many rows is 64 KB."""
 
 RADICES = (4, 8, 16)
-"""r where there are more: four warpgroups share the sums over a."""
+"""r where there are more."""
 
 LONGEST = RADICES[-1] * N1 * BLOCK
 """The longest sequence that three passes convolve, 4,194,304 steps."""
@@ -82,6 +89,11 @@ class OuterPlan:
         return self.steps // self.row_height
 
     @property
+    def real_products(self) -> bool:
+        """Whether the products of two factors come before the sums over a of a split."""
+        return self.radix == 4
+
+    @property
     def scale(self) -> float:
         """What a split multiplies by, and a join again: a power of two near 1 / sqrt(m)."""
         return self.radix_scale * _scale(self.height)
@@ -96,8 +108,10 @@ def _scale(size: int) -> float:
     return 2.0 ** -round(np.log2(size) / 2)
 
 
-def outer_plan(rows: int, batch: int = 1) -> OuterPlan:
+def outer_plan(rows: int, batch: int = 1, backward: bool = False) -> OuterPlan:
     """The plan of the fewest points for sequences of so many rows of 4096 steps, so many of them.
+
+    Rows of 4096 steps are paired on the way there alone: the sums of the way back have no registers beside 32 x 128.
 
     Raises:
       NotImplementedError: for more than 1024 rows.
@@ -115,12 +129,14 @@ def outer_plan(rows: int, batch: int = 1) -> OuterPlan:
     for radix in RADICES:
         height = 16 * -(-rows // (16 * radix))  # a multiple of the depth of a tensor-core product
         if height <= N1:
-            return OuterPlan(radix, height)
+            return OuterPlan(radix, height, paired=batch > 1 and not backward)
     raise NotImplementedError(f"three passes take at most {LONGEST} steps; got {rows} rows of {BLOCK}.")
 
 
 def _order(plan: OuterPlan) -> jax.Array:
     """k1 of each row of Z, in the order in which they are kept."""
+    if plan.real_products:
+        return jnp.arange(plan.rows)
     return (jnp.arange(plan.radix)[:, None] + plan.radix * jnp.arange(plan.height)).ravel()
 
 
@@ -146,9 +162,24 @@ def radix_tables(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
     """F, scaled, as re | im | -im `(3, 64, 64)`, with zeros beyond h, and f `(r, 2, 64)`, in float32."""
     h, b = plan.height, jnp.arange(N1)
     re, im = (_scale(h) * part for part in _roots(jnp.outer(b, b) % h / h))
-    inside = (b < h)[:, None] & (b < h)
     f = jnp.stack(_roots((jnp.arange(plan.radix)[:, None] + 0.25) * b / plan.rows), 1)
-    return jnp.where(inside, jnp.stack([re, im, -im]), 0.0), f
+    return _cut(jnp.stack([re, im, -im]), h), f
+
+
+def real_product_tables(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
+    """F with the whole scale as re | im `(2, 64, 64)`, with zeros beyond h, and f but for a = 0 `(3, 2, 64)`, in float32.
+
+    That f of a = 0 is 1.
+    """
+    h, b = plan.height, jnp.arange(N1)
+    f = jnp.stack(_roots(jnp.arange(1, plan.radix)[:, None] * (b + 0.25) / plan.rows), 1)
+    return _cut(plan.scale * jnp.stack(_roots(jnp.outer(b, b) % h / h + b / (4 * h))), h), f
+
+
+def _cut(blocks: jax.Array, h: int) -> jax.Array:
+    """Blocks `(..., 64, 64)` with zeros beyond h rows and columns."""
+    inside = jnp.arange(N1) < h
+    return jnp.where(inside[:, None] & inside, blocks, 0.0)
 
 
 def radix_roots(plan: OuterPlan) -> jax.Array:

@@ -1,24 +1,21 @@
-"""Kernels for Hopper: the outer stages of sequences of more than 128 rows of 4096 steps, by two factors in one pass.
+"""Kernels for Hopper: the outer stages of sequences of more than 256 rows of 4096 steps, by two factors in one pass.
 
 With m = r h rows a product by the whole matrix would take 2 m / 3 FLOP a byte, of which there is time for 184. Instead
 the sums over r rows are done in registers and a product by h x h follows, or precedes them on the way back
-(`outer_plan`). For r = 4 q they are cut once more: with a = q a1 + a0 and ka = k0 + 4 k1,
+(`outer_plan`). With r = 4 q they are cut once more: with a = q a1 + a0 and ka = k0 + 4 k1,
 
     sum over a of exp(-2 pi i (ka + 1/4) a / r) u[a]
         = sum over a0 of exp(-2 pi i k1 a0 / q) (sum over a1 of exp(-2 pi i (k0 + 1/4) a / r) u[a])
 
-where q is 1, 2 or 4, so that the outer sums take additions alone, and two sums of four terms do for one of sixteen.
+where q is 2 or 4, so that the outer sums take additions alone, and two sums of four terms do for one of sixteen.
 
 The four warpgroups of a block share a panel of some columns of all rows. Of the split each has a k0 and goes on to the
 next panel when it likes. Of the join it takes the ka of a k0 first and, once all have met, 16 columns of all sums or of
 half of them, so that a panel is read once or a few times and not by all.
 """
 
-import dataclasses
 import functools
-from typing import Any
 
-import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -26,86 +23,14 @@ from jax import lax
 
 from pallas_kernels.fft_conv.column_dft import radix_sums
 from pallas_kernels.fft_conv.config import BLOCK, N1
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, persistent_kernel, sums_of_products
-from pallas_kernels.fft_conv.outer_plan import OuterPlan
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, sums_of_products
+from pallas_kernels.fft_conv.outer_panels import GROUPS, Panels, Shapes, along_rows, row_vector
 from pallas_kernels.fft_conv.widening import widened
-
-_GROUPS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """What a stage is compiled for.
-
-    Attributes:
-      sequences: B C D, how many there are.
-      rows: of the real sequence, at most those of the plan.
-      plan: r and h.
-      dtype: of the sequences and of F: bfloat16 or float16.
-      blocks: in the persistent grid.
-    """
-
-    sequences: int
-    rows: int
-    plan: OuterPlan
-    dtype: Any
-    blocks: int = 132
-
-    @property
-    def quarter(self) -> int:
-        """The quarter of r, q."""
-        return self.plan.radix // _GROUPS
-
-    @property
-    def columns(self) -> int:
-        """Of a panel, as many as shared memory has room for."""
-        return 64 if self.quarter == 1 else 32
-
-    @property
-    def slots(self) -> int:
-        """Panels on their way or in work."""
-        return 1 if self.quarter == 4 else 2
-
-    @property
-    def panels(self) -> int:
-        """Of all sequences."""
-        return self.sequences * (BLOCK // self.columns)
-
-
-def _row_vector(ref):
-    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1))
-
-
-def _along_rows(vector, columns: int):
-    return lax.broadcast_in_dim(vector, (N1, columns), (0,))
 
 
 def _zeros(count: int, columns: int):
     nothing = plgpu.layout_cast(jnp.zeros((N1, columns), F32), plgpu.Layout.WGMMA)
     return (nothing,) * count
-
-
-@dataclasses.dataclass(frozen=True)
-class _Panels:
-    """Which panel a block works on at each step."""
-
-    shapes: Shapes
-
-    @property
-    def grid(self):
-        return min(self.shapes.blocks, self.shapes.panels)
-
-    @property
-    def steps(self):
-        return pl.cdiv(self.shapes.panels, self.grid)
-
-    def at(self, step):
-        """(sequence, columns, whether there are any). Neighbours in memory come at once."""
-        columns = self.shapes.columns
-        number = step * self.grid + lax.axis_index("block")
-        panel = lax.rem(number, BLOCK // columns)
-        inside = (step < self.steps) & (number < self.shapes.panels)
-        return number // (BLOCK // columns), pl.ds(pl.multiple_of(panel * columns, columns), columns), inside
 
 
 def _load_tables(group, f, factors, scratch, barrier):
@@ -118,28 +43,22 @@ def _load_tables(group, f, factors, scratch, barrier):
     plgpu.barrier_wait(barrier)
 
 
-def _launch(body, panels: _Panels, scratch, rows: int):
-    shapes = panels.shapes
-    return persistent_kernel(
-        body, jax.ShapeDtypeStruct((shapes.sequences, rows, BLOCK), shapes.dtype), scratch, panels.grid, _GROUPS
-    )
-
-
 def split(shapes: Shapes):
-    """The kernel (u, F, f, roots) -> Z, `(sequences, re | im m, 4096)`.
+    """The kernel (u, F, f, roots) -> Z, `(sequences, *Panels.z)`.
 
     u is `(sequences, rows, 4096)`; F, f and the roots are `outer_plan.radix_tables` and `radix_roots`.
     """
     plan, dtype = shapes.plan, shapes.dtype
     radix, height, slots, quarter, columns = plan.radix, plan.height, shapes.slots, shapes.quarter, shapes.columns
-    panels = _Panels(shapes)
+    panels = Panels(shapes)
 
     def fft_conv_outer_radix_split(u, f, factors, roots, out, scratch):
         group = lax.axis_index("warpgroup")
         barriers = scratch["barriers"]
 
         def fetch(step):
-            sequence, where, work = panels.at(step)
+            sequence, column, work = panels.at(step)
+            where = pl.ds(pl.multiple_of(column, columns), columns)
             slot = lax.rem(step, slots)
 
             @pl.when(work & (group == 0))
@@ -155,7 +74,7 @@ def split(shapes: Shapes):
 
         @pl.loop(0, panels.steps)
         def _(step):
-            sequence, where, work = panels.at(step)
+            *_, work = panels.at(step)
             slot = lax.rem(step, slots)
 
             @pl.when(work)
@@ -184,17 +103,17 @@ def split(shapes: Shapes):
                         return tuple(results)
 
                     # A loop, lest the compiler load every tile before it adds the first.
-                    sums = lax.fori_loop(0, _GROUPS, add, _zeros(2 * quarter, CHUNK))
+                    sums = lax.fori_loop(0, GROUPS, add, _zeros(2 * quarter, CHUNK))
 
                     def turned(*sums):
                         """Those of each k1 times f."""
                         results = []
                         for k1, (c, d) in enumerate(radix_sums(list(zip(sums[::2], sums[1::2], strict=True)))):
                             factor = (
-                                _row_vector(scratch["factors"].at[k1 * _GROUPS + lax.axis_index("warpgroup"), part])
+                                row_vector(scratch["factors"].at[k1 * GROUPS + lax.axis_index("warpgroup"), part])
                                 for part in (0, 1)
                             )
-                            a, b = (_along_rows(part, c.shape[1]) for part in factor)
+                            a, b = (along_rows(part, c.shape[1]) for part in factor)
                             results += [(a * c - b * d).astype(dtype), (a * d + b * c).astype(dtype)]
                         return tuple(results)
 
@@ -220,9 +139,8 @@ def split(shapes: Shapes):
                         place[part][...] = value.astype(dtype)
                     plgpu.commit_smem()
                     for part in (0, 1):
-                        first = part * plan.rows + (k1 * _GROUPS + group) * height
-                        rows = pl.ds(pl.multiple_of(first, 16), height)
-                        plgpu.copy_smem_to_gmem(place[part].at[pl.ds(0, height)], out.at[sequence, rows, where])
+                        target = panels.rows_of_z(out, step, part, (k1 * GROUPS + group) * height, height)
+                        plgpu.copy_smem_to_gmem(place[part].at[pl.ds(0, height)], target)
 
         plgpu.wait_smem_to_gmem(0)
 
@@ -230,39 +148,38 @@ def split(shapes: Shapes):
         "f": matrices((3, N1, N1), dtype, columns=CHUNK),
         "factors": plgpu.SMEM((radix, 2, N1), F32),
         "panel": matrices((slots, radix, N1, columns), dtype, columns=CHUNK),
-        "v": matrices((_GROUPS, quarter, 2, N1, columns), dtype, columns=CHUNK),
+        "v": matrices((GROUPS, quarter, 2, N1, columns), dtype, columns=CHUNK),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=4),
             "panel": plgpu.Barrier(num_arrivals=radix, num_barriers=slots),
-            "done": plgpu.Barrier(num_arrivals=_GROUPS),
+            "done": plgpu.Barrier(num_arrivals=GROUPS),
         },
     }
-    return _launch(fft_conv_outer_radix_split, panels, scratch, 2 * plan.rows)
+    return panels.launch(fft_conv_outer_radix_split, scratch, *panels.z)
 
 
 def join(shapes: Shapes):
     """The kernel (w, F, f, roots) -> y, `(sequences, rows, 4096)`; w is like the result of `split`, the tables its."""
     plan, dtype = shapes.plan, shapes.dtype
     radix, height, slots, quarter, columns = plan.radix, plan.height, shapes.slots, shapes.quarter, shapes.columns
-    panels = _Panels(shapes)
+    panels = Panels(shapes)
     pieces = columns // CHUNK
-    shares = _GROUPS // pieces  # warpgroups with the same columns
+    shares = GROUPS // pieces  # warpgroups with the same columns
 
     def fft_conv_outer_radix_join(w, f, factors, roots, out, scratch):
         group = lax.axis_index("warpgroup")
         barriers = scratch["barriers"]
 
         def fetch(step):
-            sequence, where, work = panels.at(step)
+            *_, work = panels.at(step)
             slot = lax.rem(step, slots)
 
             @pl.when(work & (group == 0))
             def _():
                 for part in (0, 1):
                     for ka in range(radix):  # 64 rows: F is zero beyond h of them
-                        rows = pl.ds(pl.multiple_of(part * plan.rows + ka * height + 0 * step, 16), N1)
-                        target = scratch["panel"].at[slot, ka, part]
-                        plgpu.copy_gmem_to_smem(w.at[sequence, rows, where], target, barriers["panel"].at[slot])
+                        source = panels.rows_of_z(w, step, part, ka * height, N1)
+                        plgpu.copy_gmem_to_smem(source, scratch["panel"].at[slot, ka, part], barriers["panel"].at[slot])
 
         def meet():
             plgpu.barrier_arrive(barriers["met"])
@@ -272,7 +189,7 @@ def join(shapes: Shapes):
             """In place, of 16 columns of what this warpgroup has made: for each a0 the sum in its place."""
             columns = pl.ds(pl.multiple_of(chunk * CHUNK, CHUNK), CHUNK)
             places = [
-                scratch["panel"].at[slot, k1 * _GROUPS + group, part, :, columns]
+                scratch["panel"].at[slot, k1 * GROUPS + group, part, :, columns]
                 for k1 in range(quarter)
                 for part in (0, 1)
             ]
@@ -292,7 +209,8 @@ def join(shapes: Shapes):
 
         @pl.loop(0, panels.steps)
         def _(step):
-            sequence, where, work = panels.at(step)
+            sequence, column, work = panels.at(step)
+            where = pl.ds(pl.multiple_of(column, columns), columns)
             slot = lax.rem(step, slots)
 
             @pl.when(work)
@@ -301,23 +219,22 @@ def join(shapes: Shapes):
 
                 @pl.loop(0, quarter)
                 def _(turn):
-                    ka = turn * _GROUPS + group
+                    ka = turn * GROUPS + group
                     place = [scratch["panel"].at[slot, ka, part] for part in (0, 1)]
                     f_re, f_im, minus_im = (scratch["f"].at[plane].T for plane in range(3))
                     g = sums_of_products([(f_re, place[0]), (f_im, place[1])], [(f_re, place[1]), (minus_im, place[0])])
                     plgpu.commit_smem()  # the whole warpgroup has read what the product replaces
-                    re, im = (_row_vector(scratch["factors"].at[ka, part]) for part in (0, 1))
+                    re, im = (row_vector(scratch["factors"].at[ka, part]) for part in (0, 1))
 
                     def turned(c, d):
                         """Times conj(f)."""
-                        a, b = (_along_rows(part, c.shape[1]) for part in (re, im))
+                        a, b = (along_rows(part, c.shape[1]) for part in (re, im))
                         return (a * c + b * d).astype(dtype), (a * d - b * c).astype(dtype)
 
                     for part, value in zip(place, by_columns(turned, *g), strict=True):
                         part[...] = value
 
-                if quarter > 1:
-                    pl.loop(0, pieces)(functools.partial(sum_over_k1, slot))
+                pl.loop(0, pieces)(functools.partial(sum_over_k1, slot))
 
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last results have left their places
                 meet()
@@ -332,20 +249,20 @@ def join(shapes: Shapes):
                         def more(re, im, *ys):
                             """The real part of conj(root) times the sum over k1."""
                             re, im = widened(re), widened(im)
-                            each = ((roots[k0, part, quarter * a1 + a0] for part in (0, 1)) for a1 in range(_GROUPS))
+                            each = ((roots[k0, part, quarter * a1 + a0] for part in (0, 1)) for a1 in range(GROUPS))
                             return tuple(y + c * re + d * im for y, (c, d) in zip(ys, each, strict=True))
 
-                        sums = (scratch["panel"].at[slot, a0 * _GROUPS + k0, part, :, mine] for part in (0, 1))
+                        sums = (scratch["panel"].at[slot, a0 * GROUPS + k0, part, :, mine] for part in (0, 1))
                         return by_columns(more, *sums, *ys)
 
-                    for a1, y in enumerate(lax.fori_loop(0, _GROUPS, add, _zeros(_GROUPS, CHUNK))):
+                    for a1, y in enumerate(lax.fori_loop(0, GROUPS, add, _zeros(GROUPS, CHUNK))):
                         scratch["y"].at[quarter * a1 + a0, :, mine][...] = y.astype(dtype)
 
                 plgpu.commit_smem()
                 meet()
                 fetch(step + slots)
-                for turn in range(radix // _GROUPS):
-                    a = turn * _GROUPS + group
+                for turn in range(radix // GROUPS):
+                    a = turn * GROUPS + group
                     rows = pl.ds(pl.multiple_of(a * height, 16), height)
                     plgpu.copy_smem_to_gmem(scratch["y"].at[a, pl.ds(0, height)], out.at[sequence, rows, where])
 
@@ -359,7 +276,7 @@ def join(shapes: Shapes):
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=4),
             "panel": plgpu.Barrier(num_arrivals=2 * radix, num_barriers=slots),
-            "met": plgpu.Barrier(num_arrivals=_GROUPS),
+            "met": plgpu.Barrier(num_arrivals=GROUPS),
         },
     }
-    return _launch(fft_conv_outer_radix_join, panels, scratch, shapes.rows)
+    return panels.launch(fft_conv_outer_radix_join, scratch, shapes.rows, BLOCK)

@@ -7,7 +7,15 @@ backward 6 + 6 + 12 + 6. Sequences come and go as `(B, 1 or C, D, blocks, 4096)`
 
 import jax.numpy as jnp
 
-from pallas_kernels.fft_conv import inner_rows, inner_sm90, inner_transform_sm90, outer_radix_sm90, outer_sm90
+from pallas_kernels.fft_conv import (
+    inner_rows,
+    inner_sm90,
+    inner_transform_sm90,
+    outer_panels,
+    outer_radix4_sm90,
+    outer_radix_sm90,
+    outer_sm90,
+)
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE
 from pallas_kernels.fft_conv.lowering import lowered_once
 from pallas_kernels.fft_conv.outer_plan import (
@@ -15,6 +23,7 @@ from pallas_kernels.fft_conv.outer_plan import (
     inner_tables,
     radix_roots,
     radix_tables,
+    real_product_tables,
     spectrum_scale,
     stage_matrix,
 )
@@ -178,7 +187,7 @@ def _split(x, gate, plan: OuterPlan):
     """Z, `(B, 1 or C, D, 2 m, steps)`, of gate x."""
     batch, sequences, features, rows, _ = x.shape
     if plan.radix > 1:
-        return _radix_stage(outer_radix_sm90.split, gated(x, gate), plan, rows)
+        return _radix_stage("split", gated(x, gate), plan, rows)
     gates = 0 if gate is None else gate.shape[1]
     shapes = outer_sm90.Shapes(
         batch, max(sequences, gates), features, rows, 2 * plan.rows, x.dtype, sequences, gates, True, plan.steps // TILE
@@ -190,7 +199,7 @@ def _join(w, gate, plan: OuterPlan, rows: int):
     """The real result `(B, C, D, rows, steps)`, times the gate."""
     w = w.reshape(*w.shape[:3], 2 * plan.rows, plan.steps)
     if plan.radix > 1:
-        return gated(_radix_stage(outer_radix_sm90.join, w, plan, rows), gate)
+        return gated(_radix_stage("join", w, plan, rows), gate)
     batch, channels, features, _, _ = w.shape
     gates = 0 if gate is None else gate.shape[1]
     shapes = outer_sm90.Shapes(
@@ -205,11 +214,25 @@ def _stage(shapes, x, gate, matrix):
     return result.reshape(*result.shape[:4], -1)
 
 
-def _radix_stage(kernel, x, plan: OuterPlan, rows: int):
+def _radix_stage(way: str, x, plan: OuterPlan, rows: int):
     """`split` or `join` of more rows than one product takes; the kernels have no room for a gate."""
     flat = x.reshape(-1, *x.shape[-2:])
-    shapes = outer_radix_sm90.Shapes(flat.shape[0], rows, plan, x.dtype)
+    if plan.real_products:
+        return _real_product_stage(way, flat, plan, rows).reshape(*x.shape[:3], -1, BLOCK)
+    shapes = outer_panels.Shapes(flat.shape[0], rows, plan, x.dtype)
     f, factors = radix_tables(plan)
-    roots = radix_roots(plan)
-    result = lowered_once(kernel, shapes)(flat, f.astype(x.dtype), factors, roots)
-    return result.reshape(*x.shape[:3], *result.shape[1:])
+    kernel = lowered_once(getattr(outer_radix_sm90, way), shapes)
+    return kernel(flat, f.astype(x.dtype), factors, radix_roots(plan)).reshape(*x.shape[:3], -1, BLOCK)
+
+
+def _real_product_stage(way: str, flat, plan: OuterPlan, rows: int):
+    """The same with products of real rows, of which four side by side are in tiles of 8: others are padded."""
+    side_by_side = outer_radix4_sm90.RADIX
+    padded = 8 * side_by_side * -(-rows // (8 * side_by_side))
+    if way == "split":
+        flat = jnp.pad(flat, ((0, 0), (0, padded - rows), (0, 0)))
+        flat = flat.reshape(len(flat), padded // side_by_side, side_by_side * BLOCK)
+    shapes = outer_panels.Shapes(len(flat), padded, plan, flat.dtype)
+    f, factors = real_product_tables(plan)
+    result = lowered_once(getattr(outer_radix4_sm90, way), shapes)(flat, f.astype(flat.dtype), factors)
+    return result if way == "split" else result.reshape(len(flat), padded, BLOCK)[:, :rows]

@@ -25,6 +25,8 @@ from pallas_kernels.fft_conv import (
     learned_rows_backward_sm90,
     learned_rows_forward_sm90,
     learned_sm90,
+    outer_panels,
+    outer_radix4_sm90,
     outer_radix_sm90,
     outer_sm90,
     spectrum_sm90,
@@ -212,12 +214,21 @@ def _outer_stage(program: Program):
 
 def _outer_radix(program: Program):
     plan, join, dtype = program.config.plan, program.config.join, jnp.dtype(program.dtype)
-    shapes = outer_radix_sm90.Shapes(64, plan.rows - 8 * program.options, plan, dtype)
+    shapes = outer_panels.Shapes(64, plan.rows - 8 * program.options, plan, dtype)
     source = jax.ShapeDtypeStruct((64, 2 * plan.rows if join else shapes.rows, BLOCK), dtype)
     tables = [(plan.radix, 2, N1), (plan.radix, 2, plan.radix)]
     tables = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in tables]
     kernel = outer_radix_sm90.join if join else outer_radix_sm90.split
     return kernel(shapes), (source, jax.ShapeDtypeStruct((3, N1, N1), dtype), *tables)
+
+
+def _outer_radix4(program: Program):
+    plan, join, dtype = program.config.plan, program.config.join, jnp.dtype(program.dtype)
+    shapes = outer_panels.Shapes(64, plan.rows - 32 * program.options, plan, dtype)
+    source = (2 * plan.rows, BLOCK) if join else (shapes.rows // 4, 4 * BLOCK)
+    f, factors = jax.ShapeDtypeStruct((2, N1, N1), dtype), jax.ShapeDtypeStruct((3, 2, N1), jnp.float32)
+    kernel = outer_radix4_sm90.join if join else outer_radix4_sm90.split
+    return kernel(shapes), (jax.ShapeDtypeStruct((64, *source), dtype), f, factors)
 
 
 def _spectrum(program: Program):
@@ -315,6 +326,7 @@ _KERNELS = {
 _LAGS = {2: ((0, 1), (-1, 0), (-1, 1)), 3: ((0, 2), (-2, 0), (-2, 2)), 4: ((0, 3), (-3, 0), (1, 3))}
 
 _INNER = OuterPlan(1, 16), OuterPlan(1, 32, BLOCK // 2, True)
+_WIDE = OuterPlan(4, N1, paired=True)
 _DIRECT = (
     *(OuterPlan(1, m) for m in (16, 64, 128)),
     *(OuterPlan(1, m, BLOCK // 2, True) for m in (16, 32, 128)),
@@ -338,9 +350,9 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
     *(
         (
             "join" if join else "split",
-            _outer_radix,
+            _outer_radix4 if plan.real_products else _outer_radix,
             Rows(plan, join),
-            f"fft_conv_outer_radix_{'join' if join else 'split'}",
+            f"fft_conv_outer_radix{'4' if plan.real_products else ''}_{'join' if join else 'split'}",
         )
         for plan in _BY_TWO_FACTORS
         for join in (False, True)
