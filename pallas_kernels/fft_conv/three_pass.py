@@ -217,6 +217,8 @@ def _stage(shapes, x, gate, matrix):
 def _radix_stage(way: str, x, plan: OuterPlan, rows: int):
     """`split` or `join` of more rows than one product takes; the kernels have no room for a gate."""
     flat = x.reshape(-1, *x.shape[-2:])
+    if way == "join" and plan.paired:
+        flat = flat.reshape(len(flat), plan.rows, 2 * BLOCK)
     if plan.real_products:
         return _real_product_stage(way, flat, plan, rows).reshape(*x.shape[:3], -1, BLOCK)
     shapes = outer_panels.Shapes(flat.shape[0], rows, plan, x.dtype)
