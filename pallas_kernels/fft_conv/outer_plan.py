@@ -156,9 +156,9 @@ def radix_tables(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
 
 
 def real_product_tables(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
-    """F with the whole scale as re | im `(2, 64, 64)`, with zeros beyond h, and f but for a = 0 `(3, 2, 64)`, in float32.
+    """F with the whole scale, as re | im `(2, 64, 64)`, with zeros beyond h, and f `(3, 2, 64)`, in float32.
 
-    That f of a = 0 is 1.
+    It lacks the f of a = 0, which is 1.
     """
     h, b = plan.height, jnp.arange(N1)
     f = jnp.stack(_roots(jnp.arange(1, plan.radix)[:, None] * (b + 0.25) / plan.rows), 1)
