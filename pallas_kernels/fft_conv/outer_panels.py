@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv.config import BLOCK, N1
@@ -78,6 +79,11 @@ class Panels:
         panel = lax.rem(number, BLOCK // columns)
         inside = (step < self.steps) & (number < self.shapes.panels)
         return number // (BLOCK // columns), panel * columns, inside
+
+    @property
+    def last(self):
+        """The last step at which this block has a panel."""
+        return jnp.minimum(self.steps, pl.cdiv(self.shapes.panels - lax.axis_index("block"), self.grid)) - 1
 
     def launch(self, body, scratch, *result: int):
         """The kernel whose result has that shape behind the sequences."""
