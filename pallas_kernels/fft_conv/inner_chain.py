@@ -44,8 +44,9 @@ class _Chain:
         (spectrum,) = column_dft.joined([row], column_dft.there([row], self._twiddles(), table, self.dtype))
         return spectrum
 
-    def _first_block(self, plane: int = 0):
-        return self.scratch["f1"].at[self.fresh() + plane]
+    def _twiddles(self):
+        """A function as `column_dft.there` takes it."""
+        raise NotImplementedError
 
     def _put(self, tile, values):
         """Into a tile's place in shared memory."""
@@ -109,7 +110,7 @@ class Paired(_Chain):
 
     def forward(self, tile, then):
         """Likewise."""
-        first_block = self._first_block().T
+        first_block = self.scratch["f1"].at[self.fresh()].T
         rows = sums_of_products(*([(first_block, matrix)] for matrix in tile))
         plgpu.commit_smem()  # the whole warpgroup has read them
         then()
@@ -120,7 +121,7 @@ class Paired(_Chain):
         table = self.scratch["f2"].at[self.fresh()]
         (row,) = column_dft.adjoint([product], self._twiddles(), table, self.dtype)
         self._put(tile, exchanged(*row)[: len(tile())])
-        first_block = self._first_block()
+        first_block = self.scratch["f1"].at[self.fresh()]
         w = sums_of_products(*([(first_block, matrix)] for matrix in tile()))
         plgpu.commit_smem()  # the whole warpgroup has read what the results replace
         self._put(tile, w)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv.config import BLOCK, N1
@@ -95,6 +96,11 @@ class Panels:
         row, column = (first, part * BLOCK + column) if plan.paired else (part * plan.rows + first, column)
         rows = pl.ds(pl.multiple_of(row + 0 * step, 16), count)
         return z.at[sequence, rows, pl.ds(pl.multiple_of(column, columns), columns)]
+
+    @property
+    def last(self):
+        """The last step at which this block has a panel."""
+        return jnp.minimum(self.steps, pl.cdiv(self.shapes.panels - lax.axis_index("block"), self.grid)) - 1
 
     def launch(self, body, scratch, *result: int):
         """The kernel whose result has that shape behind the sequences."""

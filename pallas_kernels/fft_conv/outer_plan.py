@@ -167,9 +167,9 @@ def radix_tables(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
 
 
 def real_product_tables(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
-    """F with the whole scale as re | im `(2, 64, 64)`, with zeros beyond h, and f but for a = 0 `(3, 2, 64)`, in float32.
+    """F with the whole scale, as re | im `(2, 64, 64)`, with zeros beyond h, and f `(3, 2, 64)`, in float32.
 
-    That f of a = 0 is 1.
+    It lacks the f of a = 0, which is 1.
     """
     h, b = plan.height, jnp.arange(N1)
     f = jnp.stack(_roots(jnp.arange(1, plan.radix)[:, None] * (b + 0.25) / plan.rows), 1)
@@ -199,13 +199,13 @@ def inner_tables(plan: OuterPlan, dtype) -> tuple[jax.Array, jax.Array, jax.Arra
     scale = block_scale(Config(TILE)) ** 0.5
     f1_re, f1_im = (scale * part for part in _roots(p * a % height / height + shift * a / height))
     f2 = column_dft.blocks(*(column_dft.in_order(scale * part) for part in _roots(b[:, None] * b % width / width)))
-    t = _roots(p * b / plan.steps + shift * b / plan.steps)
+    roots = _roots(p * b / plan.steps + shift * b / plan.steps)
     if plan.paired:
         f1, f2 = _real_form(f1_re, f1_im), f2[:, : f2.shape[1] // 2]
-        t = in_thread_order(*(part / column_dft.radix(width) for part in t))
+        t = in_thread_order(*(part / column_dft.radix(width) for part in roots))
     else:
         f1 = jnp.stack([f1_re, f1_im, -f1_im], 1)
-        t = jnp.stack(list(map(column_dft.twiddle_in_order, t)), 1).astype(dtype)
+        t = jnp.stack([column_dft.twiddle_in_order(part) for part in roots], 1).astype(dtype)
     return f1.astype(dtype), f2.astype(dtype), t
 
 

@@ -74,7 +74,7 @@ def split(shapes: Shapes):
 
         @pl.loop(0, panels.steps)
         def _(step):
-            *_, work = panels.at(step)
+            _sequence, _column, work = panels.at(step)
             slot = lax.rem(step, slots)
 
             @pl.when(work)
@@ -171,7 +171,7 @@ def join(shapes: Shapes):
         barriers = scratch["barriers"]
 
         def fetch(step):
-            *_, work = panels.at(step)
+            _sequence, _column, work = panels.at(step)
             slot = lax.rem(step, slots)
 
             @pl.when(work & (group == 0))

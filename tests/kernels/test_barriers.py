@@ -36,6 +36,7 @@ BETWEEN_WARPGROUPS = {
     "fft_conv_blocked_backward": 3,
     "fft_conv_blocked_taps_gradient": 2,
     "fft_conv_streamed_forward": 3,
+    "fft_conv_outer_radix4_join": 1,
     "learned_fft_conv_backward": 1,
     "learned_rows_backward": 1,
 }
