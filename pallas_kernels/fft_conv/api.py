@@ -292,7 +292,8 @@ def _run_long_forward(gates, u, pre_gate, post_gate, taps, shift):
     """`_run_forward` in three passes."""
     x, pre_gate, post_gate = (_in_blocks(x) for x in _with_channels(gates, u, pre_gate, post_gate))
     blocks, before = _blocks(u, taps)
-    y = three_pass.forward(x, pre_gate, post_gate, taps, outer_plan(blocks), shift, before=before)
+    plan = outer_plan(blocks, x.shape[0])
+    y = three_pass.forward(x, pre_gate, post_gate, taps, plan, shift, before=before)
     return _of_rows(y, u)
 
 
@@ -300,7 +301,8 @@ def _run_long_backward(gates, u, pre_gate, post_gate, g, taps, shift):
     """`_run_backward` likewise."""
     x, pre_gate, post_gate, g = (_in_blocks(x) for x in (*_with_channels(gates, u, pre_gate, post_gate), g))
     blocks, before = _blocks(u, taps)
-    d_x, d_post, d_taps = three_pass.backward(x, pre_gate, post_gate, g, taps, outer_plan(blocks), shift, before=before)
+    plan = outer_plan(blocks, x.shape[0])
+    d_x, d_post, d_taps = three_pass.backward(x, pre_gate, post_gate, g, taps, plan, shift, before=before)
     return *(_of_rows(share, u) for share in _shares(d_x, d_post, x, pre_gate)), d_taps
 
 

@@ -4,6 +4,7 @@ Every kernel for Hopper takes the chain, or steps of it, from here.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -40,12 +41,13 @@ def times(z, w, dtype):
 
 def conj_times(z, w, dtype):
     """conj(z w), likewise."""
+    return by_columns(functools.partial(conj_product, dtype), *z, *w)
 
-    def product(a, b, c, d):
-        a, b, c, d = floats(a, b, c, d)
-        return (a * c - b * d).astype(dtype), (-(a * d) - b * c).astype(dtype)
 
-    return by_columns(product, *z, *w)
+def conj_product(dtype, a, b, c, d):
+    """conj((a + ib) (c + id))."""
+    a, b, c, d = floats(a, b, c, d)
+    return (a * c - b * d).astype(dtype), (-(a * d) - b * c).astype(dtype)
 
 
 def correlate(a, b, c, d, re, im):
@@ -152,8 +154,8 @@ class ByColumns(Butterfly):
     together: int = column_dft.PAIR
 
     def _operands(self, back: bool):
-        twiddle, table = complex_planes(self.twiddle, self.fresh()), column_dft.half(self.f2, self.fresh(), back)
-        return twiddle, table, self.f1.dtype, self.together
+        twiddle = functools.partial(column_dft.twiddles, complex_planes(self.twiddle, self.fresh()))
+        return twiddle, column_dft.half(self.f2, self.fresh(), back), self.f1.dtype, self.together
 
     def second(self, tiles):
         """Yields C of each A, 16 columns of it at a time."""

@@ -41,6 +41,16 @@ def blocks_shape(points: int) -> tuple[int, int, int]:
     return 1, 4 * points, 2 * CHUNK
 
 
+def radix(points: int) -> int:
+    """That of the step in registers, by which twiddle factors are divided.
+
+    Example:
+      >>> radix(64)
+      4
+    """
+    return points // CHUNK
+
+
 def in_order(spectrum):
     """A spectrum `(..., n)`, by k, in the order in which frequencies are kept."""
     return spectrum.reshape(*spectrum.shape[:-1], CHUNK, -1).swapaxes(-1, -2).reshape(spectrum.shape)
@@ -93,8 +103,8 @@ def radix_sums(z):
     return z if len(z) == 1 else _radix_2(z) if len(z) == 2 else _radix_4(z)
 
 
-def _twiddles(planes, piece: int):
-    """Those of columns 16 b1 + 8 piece and the seven next, for each b1."""
+def twiddles(planes, piece: int):
+    """Those of columns 16 b1 + 8 piece and the seven next, for each b1, of two planes `twiddle_in_order`."""
     width = planes[0].shape[-1] // 2
     places = range(piece * width, (piece + 1) * width, CHUNK)
     wide = [[load(part.at[:, pl.ds(at, CHUNK)]) for part in planes] for at in places]
@@ -122,7 +132,8 @@ def _side_by_side(pieces):
 def there(zs, twiddle, table, dtype, together: int = PAIR):
     """Yields the transform of z T, for each z and k0 `(64, 16)` pairs in float32, as z is.
 
-    The table is the first half of `blocks`.
+    The twiddle factors are a function, `twiddles` of their planes or another one that returns the like. The table is
+    the first half of `blocks`.
     """
     yield from _products([_turned(z, twiddle, dtype) for z in zs], table, together)
 
@@ -132,7 +143,7 @@ def _turned(z, twiddle, dtype):
     pieces = []
     for piece in range(CHUNK // PIECE):
         turned = []
-        for b1, (c, d) in enumerate(_twiddles(twiddle, piece)):
+        for b1, (c, d) in enumerate(twiddle(piece)):
             a, b = (part[:, CHUNK * b1 + PIECE * piece :][:, :PIECE] for part in z)
             turned.append((a * c - b * d, a * d + b * c))
         pieces.append([tuple(part.astype(dtype) for part in both) for both in radix_sums(turned)])
@@ -149,7 +160,7 @@ def back(zs, twiddle, table, dtype, together: int = PAIR):
         for piece in range(CHUNK // PIECE):
             columns = slice(PIECE * piece, PIECE * (piece + 1))
             results = radix_sums([tuple(part[:, columns] for part in both) for both in sums])
-            turned = zip(results, _twiddles(twiddle, piece), strict=True)
+            turned = zip(results, twiddle(piece), strict=True)
             pieces.append(
                 [((a * c - b * d).astype(dtype), (-(a * d) - b * c).astype(dtype)) for (a, b), (c, d) in turned]
             )

@@ -12,6 +12,9 @@ changes are two of the inner tables, F1 and T, which are therefore those of the 
 
     F1[p, a] = exp(-2 pi i (p + s) a / 64),      T[p, b] = exp(-2 pi i (p + s) b / 4096)
 
+Where one product splits twice as many rows, too, and the batch has more than one sequence, rows have 2048 steps, F1 is
+of 32 x 32, and rows of two sequences make a tile (`inner_chain`). Parts of Z are kept side by side then, row by row.
+
 More than 128 rows are cut once more, m = r h with n1 = h a + b and k1 = ka + r kb, so that one pass still does it all:
 
     Z[ka + r kb] = sum over b of F[kb, b] f[ka, b] (sum over a of exp(-2 pi i (ka + 1/4) a / r) u[h a + b])
@@ -29,6 +32,7 @@ import numpy as np
 
 from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
+from pallas_kernels.fft_conv.rearranged import in_thread_order
 from pallas_kernels.fft_conv.tables import block_scale
 
 DIRECT_ROWS = 128
@@ -43,10 +47,11 @@ LONGEST = RADICES[-1] * N1 * BLOCK
 
 @dataclasses.dataclass(frozen=True)
 class OuterPlan:
-    """m = radix * height rows of 4096 points; radix is 1 where one product splits them."""
+    """m = radix * height rows of 4096 or 2048 points; radix is 1 where one product splits them."""
 
     radix: int
     height: int
+    steps: int = BLOCK
 
     @property
     def rows(self) -> int:
@@ -56,7 +61,17 @@ class OuterPlan:
     @property
     def points(self) -> int:
         """The longest sequence that fits, n steps."""
-        return self.rows * BLOCK
+        return self.rows * self.steps
+
+    @property
+    def paired(self) -> bool:
+        """Whether rows of two sequences make a tile."""
+        return self.steps < BLOCK
+
+    @property
+    def row_height(self) -> int:
+        """Rows of the matrix that a row is, 64 or 32."""
+        return self.steps // TILE
 
     @property
     def scale(self) -> float:
@@ -73,16 +88,20 @@ def _scale(size: int) -> float:
     return 2.0 ** -round(np.log2(size) / 2)
 
 
-def outer_plan(rows: int) -> OuterPlan:
-    """The plan of the fewest points for a sequence of so many rows of 4096 steps.
+def outer_plan(rows: int, batch: int = 1) -> OuterPlan:
+    """The plan of the fewest points for sequences of so many rows of 4096 steps, so many of them.
 
     Raises:
       NotImplementedError: for more than 1024 rows.
 
     Example:
-      >>> outer_plan(16), outer_plan(200), outer_plan(1024)
-      (OuterPlan(radix=1, height=16), OuterPlan(radix=4, height=64), OuterPlan(radix=16, height=64))
+      >>> outer_plan(16), outer_plan(200)
+      (OuterPlan(radix=1, height=16, steps=4096), OuterPlan(radix=4, height=64, steps=4096))
+      >>> outer_plan(16, batch=64)
+      OuterPlan(radix=1, height=32, steps=2048)
     """
+    if batch > 1 and 2 * rows <= DIRECT_ROWS:
+        return OuterPlan(1, 4 * -(-rows // 2), BLOCK // 2)
     if rows <= DIRECT_ROWS:
         return OuterPlan(1, 4 * -(-rows // 4))  # twice as many rows of Z are a multiple of the 8 of a tile
     for radix in RADICES:
@@ -110,6 +129,11 @@ def split_matrix(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
     return plan.scale * re, plan.scale * im
 
 
+def stage_matrix(plan: OuterPlan) -> jax.Array:
+    """Both parts of it, `(2 m, m)`: the real ones above the others, or of rows of 2048 steps row by row in turns."""
+    return jnp.stack(split_matrix(plan), int(plan.paired)).reshape(2 * plan.rows, plan.rows)
+
+
 def radix_tables(plan: OuterPlan) -> tuple[jax.Array, jax.Array]:
     """F, scaled, as re | im | -im `(3, 64, 64)`, with zeros beyond h, and f `(r, 2, 64)`, in float32."""
     h, b = plan.height, jnp.arange(N1)
@@ -126,15 +150,30 @@ def radix_roots(plan: OuterPlan) -> jax.Array:
 
 
 def inner_tables(plan: OuterPlan, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """F1 of each row as re | im | -im, `(m, 3, 64, 64)`, the `column_dft.blocks` of F2, and T `(m, 2, 64, 64)`."""
-    shift = ((_order(plan) + 0.25) / plan.rows)[:, None, None]
-    p, a = jnp.arange(N1)[:, None], jnp.arange(N1)
+    """The first blocks of the rows, the `column_dft.blocks` of F2, and T of each row, `(m, 2, 64, 64)`.
+
+    A row's first block is F1 as re | im | -im, `(m, 3, 64, 64)`; of rows of 2048 steps `_real_form`, `(m, 1, 64, 64)`,
+    and T is `in_thread_order`.
+    """
+    shift, height = ((_order(plan) + 0.25) / plan.rows)[:, None, None], plan.row_height
+    p, a, b = jnp.arange(height)[:, None], jnp.arange(height), jnp.arange(TILE)
     scale = block_scale(Config(TILE)) ** 0.5
-    f1_re, f1_im = (scale * part for part in _roots(p * a % N1 / N1 + shift * a / N1))
-    f2 = [column_dft.in_order(scale * part) for part in _roots(p * a % N1 / N1)]
-    t = [column_dft.twiddle_in_order(part) for part in _roots(p * a / BLOCK + shift * a / BLOCK)]
-    f1 = jnp.stack([f1_re, f1_im, -f1_im], 1)
-    return f1.astype(dtype), column_dft.blocks(*f2).astype(dtype), jnp.stack(t, 1).astype(dtype)
+    f1_re, f1_im = (scale * part for part in _roots(p * a % height / height + shift * a / height))
+    f2 = [column_dft.in_order(scale * part) for part in _roots(b[:, None] * b % TILE / TILE)]
+    t = _roots(p * b / plan.steps + shift * b / plan.steps)
+    if plan.paired:
+        f1, t = _real_form(f1_re, f1_im), in_thread_order(*(part / column_dft.radix(TILE) for part in t))
+    else:
+        f1 = jnp.stack([f1_re, f1_im, -f1_im], 1)
+        t = jnp.stack(list(map(column_dft.twiddle_in_order, t)), 1).astype(dtype)
+    return f1.astype(dtype), column_dft.blocks(*f2).astype(dtype), t
+
+
+def _real_form(re: jax.Array, im: jax.Array) -> jax.Array:
+    """The transpose of [[re, -im], [im, re]] `(m, 1, 64, 64)` with eight rows of either half in turns."""
+    real_form = jnp.stack([jnp.concatenate([re, -im], 2), jnp.concatenate([im, re], 2)], 1)
+    in_turns = real_form.reshape(len(re), 2, -1, 8, N1).swapaxes(1, 2)
+    return in_turns.reshape(len(re), 1, N1, N1).mT
 
 
 def spectrum_scale(plan: OuterPlan) -> float:

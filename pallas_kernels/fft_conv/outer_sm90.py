@@ -1,11 +1,11 @@
 """Kernels for Hopper: the outer stages of a long sequence, `split` before the inner convolution and `join` after it.
 
-A stage multiplies every column of a sequence's m rows of 4096 steps by one matrix (`outer_plan`): real rows to the real
-and the imaginary parts of as many complex ones, or these back to the real part of the result. Both are bound by memory:
-with m = 128 rows the products take 85 FLOP a byte, of which an H200 does 184 while it moves one. A warpgroup takes
-panels of 64 columns, 128 bytes of each row; rows that do not exist are zeros that TMA makes, or drops. Panels of few
-rows are stacked, so that a product of 64 rows has several panels of the result and a copy is not too small. A gate of
-the sequence multiplies as it comes in, one of the result before it leaves.
+A stage multiplies every column of a sequence's m rows of 4096 or 2048 steps by one matrix (`outer_plan`): real rows to
+the real and the imaginary parts of as many complex ones, or these back to the real part of the result. Both are bound
+by memory: with m = 128 rows the products take 85 FLOP a byte, of which an H200 does 184 while it moves one. A warpgroup
+takes panels of 64 columns, 128 bytes of each row; rows that do not exist are zeros that TMA makes, or drops. Panels of
+few rows are stacked, so that a product of 64 rows has several panels of the result and a copy is not too small. A gate
+of the sequence multiplies as it comes in, one of the result before it leaves.
 """
 
 import dataclasses
@@ -20,9 +20,6 @@ from jax import lax
 from pallas_kernels.fft_conv.chain import apply_gate
 from pallas_kernels.fft_conv.config import BLOCK, N1, SHARED_MEMORY_BYTES, TILE
 from pallas_kernels.fft_conv.mosaic import load, matrices, persistent_kernel, sums_of_products
-
-PANELS = BLOCK // TILE
-"""Of a sequence."""
 
 _STAGING_SLOTS = 2
 _MOST_PANEL_SLOTS = 4
@@ -40,6 +37,7 @@ class Shapes:
       sequences: 1 if the channels share the sequence, C if each has its own.
       gates: 0 for none, 1 for one that the channels share, C for one of each.
       gate_in: whether the gate multiplies the sequence, or else the result.
+      panels: of a sequence, those of 4096 or 2048 columns.
       blocks: in the persistent grid.
     """
 
@@ -52,13 +50,18 @@ class Shapes:
     sequences: int = 1
     gates: int = 0
     gate_in: bool = False
+    panels: int = BLOCK // TILE
     blocks: int = 132
 
     @property
     def stack(self) -> int:
-        """Panels that a product takes one above the other, by a matrix of as many blocks on its diagonal."""
+        """Panels that a product takes one above the other, by a matrix of as many blocks on its diagonal.
+
+        As many as leave no tile half empty, of the sequence or of the result, with two tiles of the other at most.
+        """
+        few, many = sorted(_eights(rows) for rows in (self.rows_in, self.rows_out))
         count = 1
-        while 2 * count * _eights(self.rows_out) <= N1 and 2 * count * _eights(self.rows_in) <= 2 * N1:
+        while 2 * count * few <= N1 and 2 * count * many <= 2 * N1:
             count *= 2
         return count
 
@@ -103,7 +106,7 @@ class Shapes:
     @property
     def stacks(self) -> int:
         """Of a sequence."""
-        return PANELS // self.stack
+        return self.panels // self.stack
 
     @property
     def total(self) -> int:
@@ -112,8 +115,8 @@ class Shapes:
 
     @property
     def result(self) -> jax.ShapeDtypeStruct:
-        """`(B, C, D, rows, 64, 64)`."""
-        shape = (self.batch, self.channels, self.features, self.rows_out, PANELS, TILE)
+        """`(B, C, D, rows, panels, 64)`."""
+        shape = (self.batch, self.channels, self.features, self.rows_out, self.panels, TILE)
         return jax.ShapeDtypeStruct(shape, self.dtype)
 
     def stacked(self, matrix: jax.Array) -> jax.Array:
@@ -146,7 +149,7 @@ def _eights(rows: int) -> int:
 
 
 def stage(shapes: Shapes):
-    """The kernel (sequence, gate, matrix) -> result, all but the matrix `(B, channels, D, rows, 64, 64)`.
+    """The kernel (sequence, gate, matrix) -> result, all but the matrix `(B, channels, D, rows, panels, 64)`.
 
     The matrix is `Shapes.stacked`. An absent gate is not read.
     """

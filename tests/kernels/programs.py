@@ -15,7 +15,7 @@ from pallas_kernels.fft_conv import (
     block_toeplitz,
     blocked_backward_sm90,
     blocked_sm90,
-    column_dft,
+    inner_rows,
     inner_sm90,
     inner_transform_sm90,
     kernel_sm90,
@@ -33,7 +33,7 @@ from pallas_kernels.fft_conv import (
     tiles,
 )
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config, Kernel
-from pallas_kernels.fft_conv.outer_plan import RADICES, OuterPlan
+from pallas_kernels.fft_conv.outer_plan import RADICES, OuterPlan, inner_tables
 from pallas_kernels.fft_conv.tables import convolution_tables, dft_tables
 from pallas_kernels.fft_conv.tuned import configuration
 
@@ -151,22 +151,24 @@ def _streamed_forward(program: Program):
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Of a kernel for long sequences: rows of 4096 steps, and whether it joins instead of splitting them."""
+    """Of a kernel for long sequences: rows of 4096 or 2048 steps, and whether it joins instead of splitting them."""
 
     plan: OuterPlan
     join: bool = False
 
     def __str__(self) -> str:
         plan = self.plan
-        return f"{plan.rows} rows" if plan.radix == 1 else f"{plan.radix} x {plan.height} rows"
+        rows = f"{plan.rows} rows" if plan.radix == 1 else f"{plan.radix} x {plan.height} rows"
+        return f"{rows} of {plan.steps}" if plan.paired else rows
 
 
 def _inner_operands(program: Program, warpgroups: int):
-    dtype, rows = jnp.dtype(program.dtype), program.config.plan.rows
-    shapes = inner_sm90.Shapes(16 - program.options, 1, FEATURES, rows, dtype, warpgroups=warpgroups)
-    spectrum = jax.ShapeDtypeStruct((FEATURES, 1, rows, 2, N1, TILE), dtype)
-    tables = [(rows, 3, N1, N1), column_dft.blocks_shape(TILE), (rows, 2, N1, TILE)]
-    tables = [jax.ShapeDtypeStruct(shape, dtype) for shape in tables]
+    dtype, plan, rows = jnp.dtype(program.dtype), program.config.plan, program.config.plan.rows
+    tile = {"height": plan.row_height, "together": 1 + plan.paired}
+    shapes = inner_rows.Shapes(16 - program.options, 1, FEATURES, rows, dtype, warpgroups=warpgroups, **tile)
+    elementwise = jnp.float32 if plan.paired else dtype
+    spectrum = jax.ShapeDtypeStruct((FEATURES, 1, rows, *shapes.spectrum), elementwise)
+    tables = jax.eval_shape(lambda: inner_tables(plan, dtype))
     return shapes, (spectrum, *tables, jax.ShapeDtypeStruct((1,), jnp.int32))
 
 
@@ -183,7 +185,7 @@ def _inner_backward(program: Program):
 def _taps_operands(program: Program):
     """Those of the inner transform of taps, which is in float16 for any spectra."""
     shapes, (_, *tables, shift) = _inner_operands(dataclasses.replace(program, dtype="float16"), 4)
-    shapes = dataclasses.replace(shapes, batch=FEATURES - program.options, features=1)
+    shapes = dataclasses.replace(shapes, batch=FEATURES - program.options, features=1, together=1)
     return shapes, (*tables, shift)
 
 
@@ -202,7 +204,7 @@ def _outer_stage(program: Program):
     plan, join, on = program.config.plan, program.config.join, program.options
     ins, outs = (2 * plan.rows, plan.rows) if join else (plan.rows, 2 * plan.rows)
     dtype = jnp.dtype(program.dtype)
-    shapes = outer_sm90.Shapes(16, 1, FEATURES, ins, outs, dtype, gates=int(on), gate_in=on and not join)
+    shapes = outer_sm90.Shapes(16, 1, FEATURES, ins, outs, dtype, 1, int(on), on and not join, plan.row_height)
     source = dataclasses.replace(shapes, rows_out=ins).result
     gate = dataclasses.replace(shapes, rows_out=plan.rows).result
     matrix = jax.ShapeDtypeStruct((shapes.tiles_out, N1, N1 * shapes.tiles_in), dtype)
@@ -324,7 +326,8 @@ _KERNELS = {
 # Causal, its adjoint, both sides; with four blocks those take two launches.
 _LAGS = {2: ((0, 1), (-1, 0), (-1, 1)), 3: ((0, 2), (-2, 0), (-2, 2)), 4: ((0, 3), (-3, 0), (1, 3))}
 
-_DIRECT = OuterPlan(1, 16), OuterPlan(1, 64), OuterPlan(1, 128)
+_INNER = OuterPlan(1, 16), OuterPlan(1, 32, BLOCK // 2)
+_DIRECT = OuterPlan(1, 16), OuterPlan(1, 64), OuterPlan(1, 128), *(OuterPlan(1, m, BLOCK // 2) for m in (16, 32, 128))
 _BY_TWO_FACTORS = tuple(OuterPlan(radix, N1) for radix in RADICES)
 
 # Of long sequences: name, builder, configuration, function.
@@ -333,9 +336,9 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
         ("forward", _streamed_forward, Blocks(count, (0, count - 1)), "fft_conv_streamed_forward")
         for count in (5, 6, 7, 8)
     ),
-    ("inner forward", _inner_forward, Rows(OuterPlan(1, 16)), "fft_conv_inner_forward"),
-    ("inner backward", _inner_backward, Rows(OuterPlan(1, 16)), "fft_conv_inner_backward"),
-    ("inner spectrum", _taps_forward, Rows(OuterPlan(1, 16)), "fft_conv_inner_transform"),
+    *(("inner forward", _inner_forward, Rows(plan), "fft_conv_inner_forward") for plan in _INNER),
+    *(("inner backward", _inner_backward, Rows(plan), "fft_conv_inner_backward") for plan in _INNER),
+    *(("inner spectrum", _taps_forward, Rows(plan), "fft_conv_inner_transform") for plan in _INNER),
     *(
         ("join" if join else "split", _outer_stage, Rows(plan, join), "fft_conv_outer_stage")
         for plan in _DIRECT
@@ -434,7 +437,8 @@ PROGRAMS = (
     ),
     # The gradient of the taps is in float16 whatever they are.
     *(
-        Program("inner inverse", _taps_inverse, Rows(OuterPlan(1, 16)), "float16", options, "fft_conv_inner_inverse")
+        Program("inner inverse", _taps_inverse, Rows(plan), "float16", options, "fft_conv_inner_inverse")
+        for plan in _INNER
         for options in (False, True)
     ),
     *LEARNED,

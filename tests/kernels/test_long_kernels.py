@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from flashbutterfly_jax import long_conv
-from pallas_kernels.fft_conv import api, block_toeplitz, inner_sm90, outer_radix_sm90, streamed_sm90, three_pass
+from pallas_kernels.fft_conv import (
+    api,
+    block_toeplitz,
+    inner_rows,
+    inner_sm90,
+    outer_radix_sm90,
+    streamed_sm90,
+    three_pass,
+)
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
 from pallas_kernels.fft_conv.outer_plan import (
     OuterPlan,
@@ -21,6 +29,7 @@ from pallas_kernels.fft_conv.outer_plan import (
     radix_roots,
     radix_tables,
 )
+from pallas_kernels.fft_conv.rearranged import in_thread_order
 from pallas_kernels.fft_conv.tables import block_scale, convolution_tables, dft_tables, tap_spectra
 from tests import tolerances
 from tests.kernels.interpreter import interpreted
@@ -48,10 +57,28 @@ def split_matrix(plan: OuterPlan) -> np.ndarray:
     return plan.scale * np.exp(-2j * np.pi * np.outer(frequencies(plan) + 0.25, np.arange(plan.rows)) / plan.rows)
 
 
+def kept(spectra: np.ndarray, plan: OuterPlan) -> np.ndarray:
+    """Complex spectra `(..., height, 64)` as the inner kernels take them."""
+    if plan.paired:
+        return np.asarray(in_thread_order(jnp.asarray(spectra.real), jnp.asarray(spectra.imag)))
+    return np.stack([spectra.real, spectra.imag], -3)
+
+
+def joined(d_spectra: np.ndarray, plan: OuterPlan) -> np.ndarray:
+    """Complex cotangents `(..., height, 64)` of what the inner kernels sum up, `(..., planes, 64, 64)`."""
+    if plan.paired:  # eight rows of real and of imaginary parts in turns
+        planes = d_spectra.reshape(*d_spectra.shape[:-3], 4, 2, 8, TILE)
+        re, im = (planes[..., part, :, :].reshape(*d_spectra.shape[:-3], 32, TILE) for part in (0, 1))
+    else:
+        re, im = d_spectra[..., 0, :, :], d_spectra[..., 1, :, :]
+    return re + 1j * im
+
+
 @pytest.mark.parametrize(
     ("plan", "blocks", "before"),
     [
         (OuterPlan(1, 4), 2, True),
+        (OuterPlan(1, 8, BLOCK // 2), 2, True),
         pytest.param(OuterPlan(1, 8), 7, False, marks=pytest.mark.slow),
         pytest.param(OuterPlan(1, 12), 9, True, marks=pytest.mark.slow),
     ],
@@ -61,7 +88,7 @@ def test_spectra_of_the_taps_and_their_cotangent(plan, blocks, before):
     """Of two features, the second so small that float16 holds none of its taps."""
     taps = random(0, 2, 1, blocks * (1 + before), BLOCK).astype(np.float32)
     taps[1] *= 1e-20
-    d_spectra = random(1, 2, 1, plan.rows, 2, N1, TILE).astype(np.float32)
+    d_spectra = random(1, 2, 1, plan.rows, 1 if plan.paired else 2, N1, TILE).astype(np.float32)
 
     def both(taps, d_spectra):
         spectra = three_pass.tap_spectra(taps, plan, jnp.bfloat16, SHIFT, before=before)
@@ -76,15 +103,15 @@ def test_spectra_of_the_taps_and_their_cotangent(plan, blocks, before):
     flat = taps.reshape(2, -1).astype(np.float64)
     after = flat.shape[1] - ahead
     x = np.pad(flat[:, ahead:], ((0, 0), (0, n - after))) + 1j * np.pad(flat[:, :ahead], ((0, 0), (n - ahead, 0)))
-    want = scale * np.fft.fft(x * turn).reshape(2, TILE, N1, plan.rows)[..., frequencies(plan)].transpose(0, 3, 2, 1)
+    want = scale * np.fft.fft(x * turn).reshape(2, TILE, -1, plan.rows)[..., frequencies(plan)].transpose(0, 3, 2, 1)
     want = want[..., COLUMNS]
     # Alone the rounding to bfloat16 makes 1.7e-3.
     for got, one in zip(np.asarray(spectra, np.float64)[:, 0], want, strict=True):
-        assert relative_error(got, np.stack([one.real, one.imag], 1)) < 2e-3  # 1.71e-3
+        assert relative_error(got, kept(one, plan)) < 2e-3  # 1.71e-3; of rows of 2048 steps, in float32, 4e-4
 
-    in_order = np.zeros((2, TILE, N1, plan.rows), complex)
-    kept = (d_spectra[:, 0, :, 0] + 1j * d_spectra[:, 0, :, 1])[..., np.argsort(COLUMNS)]
-    in_order[..., frequencies(plan)] = kept.transpose(0, 3, 2, 1)
+    in_order = np.zeros((2, TILE, plan.row_height, plan.rows), complex)
+    in_plan = joined(d_spectra[:, 0], plan)[..., np.argsort(COLUMNS)]
+    in_order[..., frequencies(plan)] = in_plan.transpose(0, 3, 2, 1)
     d_x = scale * n * np.fft.ifft(in_order.reshape(2, -1)) / turn
     want = np.concatenate([d_x[:, n - ahead :].imag, d_x[:, :after].real], 1)
     assert relative_error(np.asarray(d_taps).reshape(2, -1), want) < TOLERANCE  # 4.6e-4
@@ -99,13 +126,14 @@ def test_plans_hold_their_sequences_and_no_more():
         outer_plan(1025)
 
 
-def test_inner_kernels():
-    """Two blocks for two rows of two features, three rows of the batch for two warpgroups: every ring wraps."""
-    plan, dtype = OuterPlan(1, 2), jnp.float16
-    batch, features, m = 3, 2, plan.rows
-    x, h = (random(seed, batch, 1, features, 2 * m, N1, TILE) for seed in (0, 1))
-    taps = random(2, features, 1, m, 2, N1, TILE)
-    shapes = inner_sm90.Shapes(batch, 1, features, m, dtype, warpgroups=2, blocks=2)
+@pytest.mark.parametrize(("plan", "batch"), [(OuterPlan(1, 2), 3), (OuterPlan(1, 2, BLOCK // 2), 5)], ids=str)
+def test_inner_kernels(plan, batch):
+    """Two blocks for two rows of two features, three tiles for two warpgroups: every ring wraps."""
+    dtype, features, m, height = jnp.float16, 2, plan.rows, plan.row_height
+    together = N1 // height
+    shapes = inner_rows.Shapes(batch, 1, features, m, dtype, 1, height, together, warpgroups=2, blocks=2)
+    x, h = (random(seed, *shapes.result.shape) for seed in (0, 1))
+    taps = random(2, features, 1, m, height, TILE) + 1j * random(3, features, 1, m, height, TILE)
     f1, f2, twiddle = inner_tables(plan, dtype)
 
     def both(x, h, taps):
@@ -113,31 +141,31 @@ def test_inner_kernels():
         return inner_sm90.forward(shapes)(x, *operands), *inner_sm90.backward(shapes)(x, h, *operands)
 
     with interpreted():
-        y, dx, d_taps = jax.jit(both)(x, h, taps)
+        y, dx, d_taps = jax.jit(both)(x, h, kept(taps, plan).astype(np.float32 if plan.paired else np.float16))
 
-    turn = np.exp(-2j * np.pi * (frequencies(plan)[:, None] + 0.25) / m * np.arange(BLOCK) / BLOCK)
+    turn = np.exp(-2j * np.pi * (frequencies(plan)[:, None] + 0.25) / m * np.arange(plan.steps) / plan.steps)
 
     def rows(z):
-        z = np.asarray(z, np.float64).reshape(batch, features, 2, m, BLOCK)
-        return z[:, :, 0] + 1j * z[:, :, 1]
+        z = np.asarray(z, np.float64).reshape(batch, features, *((m, 2) if plan.paired else (2, m)), plan.steps)
+        re, im = np.moveaxis(z, 3 if plan.paired else 2, 0)
+        return re + 1j * im
 
     def transform(z):
-        return np.fft.fft(z * turn).reshape(*z.shape[:-1], TILE, N1).swapaxes(-1, -2)[..., COLUMNS]
+        return np.fft.fft(z * turn).reshape(*z.shape[:-1], TILE, height).swapaxes(-1, -2)[..., COLUMNS]
 
     def back(z):
         z = z[..., np.argsort(COLUMNS)]
-        return np.fft.ifft(z.swapaxes(-1, -2).reshape(*z.shape[:-2], BLOCK)) * np.conj(turn) * BLOCK
+        return np.fft.ifft(z.swapaxes(-1, -2).reshape(*z.shape[:-2], plan.steps)) * np.conj(turn) * plan.steps
 
     def check(got, want):
         assert relative_error(np.stack([got.real, got.imag]), np.stack([want.real, want.imag])) < TOLERANCE  # 5.6e-4
 
-    taps = taps.astype(np.float64)[:, 0]
-    taps = taps[:, :, 0] + 1j * taps[:, :, 1]
+    taps = taps[:, 0]
     spectrum_of_x, spectrum_of_h = transform(rows(x)), transform(rows(h))
     check(rows(y), back(spectrum_of_x * taps) * INNER_SCALE**2)
     check(rows(dx), back(spectrum_of_h * taps.conj()) * INNER_SCALE**2)
     d_taps = np.asarray(d_taps, np.float64).sum(0)[:, 0]
-    check(d_taps[:, :, 0] + 1j * d_taps[:, :, 1], (spectrum_of_x.conj() * spectrum_of_h).sum(0) * INNER_SCALE**2)
+    check(joined(d_taps, plan), (spectrum_of_x.conj() * spectrum_of_h).sum(0) * INNER_SCALE**2)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -269,7 +297,7 @@ CASES = {
 def test_values_and_gradients(name, monkeypatch):
     case, dtype, plan = CASES[name]
     if plan is not None:
-        monkeypatch.setattr(api, "outer_plan", lambda rows: plan)
+        monkeypatch.setattr(api, "outer_plan", lambda rows, batch: plan)
     arrays = cast(case.arguments(), dtype)
     convolve = functools.partial(long_conv, circular=case.circular)
     y = jax.eval_shape(lambda arrays: convolve(**arrays), arrays)

@@ -144,7 +144,7 @@ def _there_both_ways(table, zero, back, half=column_dft.half):
     return half(table, zero, False)
 
 
-def _of_the_other_piece(planes, piece, twiddles=column_dft._twiddles):
+def _of_the_other_piece(planes, piece, twiddles=column_dft.twiddles):
     return twiddles(planes, 1 - piece)
 
 
@@ -162,7 +162,7 @@ STEPS = {
     "last product": ("y", PLAIN, [(chain.Butterfly, "first_block", _minus_on_the_way_back)]),
     "radix-4 step": ("y", WIDE, [(column_dft, "_radix_4", _turned_the_other_way)]),
     "blocks of 16 points on the way back": ("y", WIDE, [(column_dft, "half", _there_both_ways)]),
-    "order of the twiddles of 64 columns": ("y", WIDE, [(column_dft, "_twiddles", _of_the_other_piece)]),
+    "order of the twiddles of 64 columns": ("y", WIDE, [(column_dft, "twiddles", _of_the_other_piece)]),
     "order of the frequencies of 64 columns": ("y", WIDE, [(column_dft, "in_order", lambda spectrum: spectrum)]),
     "twiddle of the taps": ("y", PLAIN, [(spectrum_sm90, "_times_split", _split_times_conjugate)]),
     "place of the reverse taps": ("y", BOTH_SIDES, [(api, "_place", _reverse_taps_with_minus)]),

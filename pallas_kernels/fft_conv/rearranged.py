@@ -1,0 +1,160 @@
+"""What a thread has in registers, rearranged at no cost: other matrices of the same numbers.
+
+In the registers' layout of the tensor cores' results a warp has 16 rows of a matrix of 64, and a thread has of two of
+them, i and i + 8, the same columns, two of every eight. So it may take the first 8 of each 16 rows of two matrices for
+one matrix and the last 8 for another. What a product leaves as real parts in rows 16 w + i and imaginary parts in rows
+16 w + 8 + i, i < 8, of each of two sequences, are then the real parts of both and their imaginary parts, in one thread.
+
+What multiplies both sequences is kept in the order in which threads take it, both parts of two columns side by side, so
+that one load of 16 bytes brings a thread's share of eight columns in float32, and nothing has to be converted.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.experimental.mosaic.gpu as mgpu
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+
+# There is no public way to lower a primitive of one's own in a kernel.
+from jax._src.lib.mlir.dialects import llvm
+from jax._src.pallas.mosaic_gpu import lowering
+from jax.extend.core import Primitive
+from jax.extend.mlir import ir
+from jax.interpreters import mlir
+
+from pallas_kernels.fft_conv.config import N1, TILE
+from pallas_kernels.fft_conv.mosaic import PIECE
+
+PACKED = 4, 128
+"""Of the float32 numbers that a warpgroup takes with eight columns of 32 complex rows, by warps."""
+
+_TILE = plgpu.Layout.WGMMA
+_STRIDED = plgpu.Layout.WG_STRIDED(PACKED, 4)
+_HALF_AXIS = 4
+"""Of the array of registers of a matrix: which 8 of 16 rows."""
+
+
+def exchanged(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first 8 of each 16 rows of two matrices `(64, n)` of a kernel, in turns, and the last 8; its own inverse.
+
+    Example:
+      >>> first, second = (jnp.full((64, 8), number) for number in (1, 2))
+      >>> [[int(x) for x in part[:24:8, 0]] for part in exchanged(first, second)]
+      [[1, 2, 1], [1, 2, 1]]
+    """
+    upper, lower = (_halves.bind(first, second, half=half) for half in (0, 1))
+    return upper, lower
+
+
+def in_thread_order(re: jax.Array, im: jax.Array) -> jax.Array:
+    """Complex matrices `(..., 32, 64)` as `(..., 8, 4, 128)` in float32, eight columns after the other.
+
+    Example:
+      >>> in_thread_order(jnp.zeros((32, 64)), jnp.zeros((32, 64))).shape
+      (8, 4, 128)
+    """
+    cut = jnp.stack([re, im], -1).reshape(*re.shape[:-2], 4, 8, TILE // PIECE, 4, 2, 2)
+    columns_first = jnp.moveaxis(cut, -4, -6).swapaxes(-1, -2)
+    return columns_first.astype(jnp.float32).reshape(*re.shape[:-2], TILE // PIECE, *PACKED)
+
+
+def unpacked(ref) -> tuple[jax.Array, jax.Array]:
+    """Real and imaginary parts of eight columns that lie so in shared memory, `(64, 8)`, every eight rows twice."""
+    x = plgpu.load(ref, layout=_STRIDED)
+    re, im = (_part.bind(x, part=part) for part in (0, 1))
+    return re, im
+
+
+def packed(re: jax.Array, im: jax.Array) -> jax.Array:
+    """The first 8 of each 16 rows of eight columns, as `unpacked` takes them."""
+    return _packed.bind(re, im)
+
+
+def _halves_by_rows(first, second, *, half: int):
+    parts = [x.reshape(4, 2, 8, x.shape[1])[:, half] for x in (first, second)]
+    return jnp.stack(parts, 1).reshape(first.shape)
+
+
+def _halves_by_registers(first, second, *, half: int):
+    @plgpu.inline_mgpu(
+        arg_types=(_TILE, _TILE), return_type=plgpu.ShapeDtypeStruct(first.shape, first.dtype, layout=_TILE)
+    )
+    def take(_, *matrices):
+        return _matrix(np.stack([matrix.registers.take(half, _HALF_AXIS) for matrix in matrices], _HALF_AXIS))
+
+    return take(first, second)
+
+
+def _part_by_rows(x, *, part: int):
+    rows = x.reshape(4, 1, 8, 4, 2, 2)[..., part, :]
+    return jnp.broadcast_to(rows, (4, 2, 8, 4, 2)).reshape(N1, PIECE)
+
+
+def _part_by_registers(x, *, part: int):
+    @plgpu.inline_mgpu(
+        arg_types=(_STRIDED,), return_type=plgpu.ShapeDtypeStruct((N1, PIECE), jnp.float32, layout=_TILE)
+    )
+    def take(_, packed):
+        (register,) = packed.registers.flat
+        pair = _vector([register] * 2, [2 * part, 2 * part + 1])
+        registers = np.empty(mgpu.WGMMA_LAYOUT.registers_shape((N1, PIECE)), object)
+        registers[...] = pair
+        return _matrix(registers)
+
+    return take(x)
+
+
+def _packed_by_rows(re, im):
+    parts = [x.reshape(4, 2, 8, 4, 2)[:, 0] for x in (re, im)]
+    return jnp.stack(parts, -2).reshape(PACKED)
+
+
+def _packed_by_registers(re, im):
+    @plgpu.inline_mgpu(
+        arg_types=(_TILE, _TILE), return_type=plgpu.ShapeDtypeStruct(PACKED, jnp.float32, layout=_STRIDED)
+    )
+    def take(_, *matrices):
+        pairs = [matrix.registers.take(0, _HALF_AXIS).item() for matrix in matrices]
+        register = _vector([pairs[0]] * 2 + [pairs[1]] * 2, [0, 1, 0, 1])
+        registers = np.array([None])
+        registers[0] = register
+        return mgpu.FragmentedArray(_registers=registers, _layout=mgpu.WGStridedFragLayout(PACKED, 4), _is_signed=None)
+
+    return take(re, im)
+
+
+def _matrix(registers):
+    return mgpu.FragmentedArray(_registers=registers, _layout=mgpu.WGMMA_LAYOUT, _is_signed=None)
+
+
+def _vector(sources, places):
+    """Of float32 elements of registers."""
+    i32 = ir.IntegerType.get_signless(32)
+    result = llvm.mlir_undef(ir.VectorType.get((len(sources),), ir.F32Type.get()))
+    for number, (source, place) in enumerate(zip(sources, places, strict=True)):
+        element = llvm.extractelement(source, mgpu.c(place, i32))
+        result = llvm.insertelement(result, element, mgpu.c(number, i32))
+    return result
+
+
+def _primitive(name: str, meaning: Callable, on_gpu: Callable) -> Primitive:
+    """An ordinary function anywhere but in a kernel on a GPU: the interpreter does not take inlined code."""
+    primitive = Primitive(name)
+    primitive.def_impl(meaning)
+
+    def abstract(x, *rest, **static):
+        result = jax.eval_shape(lambda *x: meaning(*x, **static), x, *rest)
+        return x.update(shape=result.shape, dtype=result.dtype, weak_type=False)
+
+    primitive.def_abstract_eval(abstract)
+    mlir.register_lowering(primitive, mlir.lower_fun(meaning, multiple_results=False))
+    for semantics in (mgpu.LoweringSemantics.Lane, mgpu.LoweringSemantics.Warpgroup):
+        lowering.register_lowering_rule(primitive, semantics)(lowering._lower_fun(on_gpu))
+    return primitive
+
+
+_halves = _primitive("halves_of_rows", _halves_by_rows, _halves_by_registers)
+_part = _primitive("part_of_packed", _part_by_rows, _part_by_registers)
+_packed = _primitive("packed_parts", _packed_by_rows, _packed_by_registers)
