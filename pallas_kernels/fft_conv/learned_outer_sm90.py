@@ -22,9 +22,11 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.fft_conv.config import N1, SHARED_MEMORY_BYTES, TILE
+from pallas_kernels.fft_conv.config import BLOCK, N1, SHARED_MEMORY_BYTES, TILE
 from pallas_kernels.fft_conv.mosaic import F32, add_products, matrices, persistent_kernel
-from pallas_kernels.fft_conv.outer_sm90 import PANELS
+
+PANELS = BLOCK // TILE
+"""Of a sequence."""
 
 _MOST_TILES = 4
 _MOST_GROUPS = 4

@@ -1,4 +1,4 @@
-"""The fixed rival of learned blocks by their own passes, against `jnp.fft`."""
+"""The fixed rival of learned blocks by their own passes, against `long_conv` in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def both_ways(function):
 
 @pytest.mark.slow
 def test_it_is_the_convolution_and_has_its_derivatives():
-    """Of two rows, whose transform has four."""
+    """Of four rows of 2048 steps, half of what a copy moves."""
     length = 8192
     random = np.random.default_rng(0)
     u, g = (jnp.asarray(random.standard_normal((2, 2, length)), jnp.float16) for _ in range(2))
@@ -34,4 +34,4 @@ def test_it_is_the_convolution_and_has_its_derivatives():
         want = both_ways(lambda u, taps: long_conv(u, taps, implementation="xla"))(*wide)
         want = jax.tree.map(np.asarray, want)
     errors = [relative_error(*both) for both in zip(got, want, strict=True)]
-    assert max(errors) < FUSED["float16"], errors  # 6.3e-4
+    assert max(errors) < FUSED["float16"], errors  # 7.6e-4

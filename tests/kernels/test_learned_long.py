@@ -211,10 +211,10 @@ def test_an_error_in_any_step_shows(name, algebra, monkeypatch):
 
 butterfly = LearnedButterfly("right_angle", (8, N1, N1), learn_inverse=True)
 LENGTH = 8 * BLOCK
-# Of the taps too, in float16, whose joins are in the gradient alone.
+# Of the taps too, in float16. Cotangents of u and of the taps are joined where those of the outer blocks are summed up.
 FORWARD = ["fft_conv_outer_stage"] * 3 + ["learned_rows_forward"] * 2
 GRADIENT = [
-    *["fft_conv_outer_stage"] * 2,  # splits: the cotangents of u and of the taps are joined where blocks' are summed up
+    *["fft_conv_outer_stage"] * 3,
     *["learned_outer_product"] * 3,
     *["learned_rows_backward"] * 2,
     *["learned_rows_forward"] * 2,
