@@ -8,8 +8,15 @@ For each length, D = 768, bfloat16, B = 64 up to 16,384 steps and of as many ste
 taps inside the timing on both sides: milliseconds forward, and forward with the cotangents of everything that is
 learned: of u and the taps on both sides, and of all six or nine blocks on the learned one; their ratios; and first,
 before anything is timed, the learned kernels' relative L2 errors against float64, with blocks that are not Fourier's,
-of a cotangent that is zero but in some rows. The file is written anew after every figure. Most of the time goes to
-compiling; needs jax and numpy alone.
+of a cotangent that is zero but in some rows.
+
+From 8192 to 32,768 steps the fixed kernels have two ways, and learned ones are timed against both. `fixed` is the one
+that `long_conv` takes, a single launch by blocks of 4096 steps: the fastest, and the one to beat. Only Fourier's blocks
+and causal taps allow it. `same_passes` has the three passes that learned blocks have (`fixed_passes`): that ratio is
+what it costs that blocks are learned, the other what it costs to have given up the shorter way, too. At other lengths
+both are the same passes.
+
+The file is written anew after every figure. Most of the time goes to compiling; needs jax and numpy alone.
 """
 
 import argparse
@@ -25,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.butterfly.fixed_passes import fixed_in_three_passes
 from flashbutterfly_jax import LearnedButterfly, learned_long_conv, long_conv
 from pallas_kernels.records import driver_version, package_versions, write_atomically
 from pallas_kernels.timing import Effort, host_round, seconds_per_call
@@ -36,6 +44,8 @@ SETS = 3
 """Of inputs that take turns, so that none is in the cache of 50 MB when its turn comes."""
 SOME = slice(None, None, 8), slice(None, None, 96)
 """Rows of the batch and features whose results are compared with float64's, 64 of 64 rows of 768 features."""
+OTHER_WAY = range(8192, 32768 + 1)
+"""Lengths at which `long_conv` does not take the passes of learned blocks."""
 
 
 def factors_of(points: int) -> tuple[int, ...]:
@@ -141,6 +151,15 @@ def measure(length: int, effort: Effort | None) -> Iterator[dict[str, Any]]:
         without_g = [one[1:] for one in sets]
         row[f"{name}_forward_ms"] = milliseconds(build(function, without_g[0]), without_g)
     row["forward_ratio"] = row["learned_forward_ms"] / row["fixed_forward_ms"]
+    yield row
+    if length not in OTHER_WAY:
+        return
+    row["fixed_same_passes_ms"] = milliseconds(build(both_ways(fixed_in_three_passes), fixed_sets[0]), fixed_sets)
+    row["same_passes_ratio"] = row["learned_ms"] / row["fixed_same_passes_ms"]
+    yield row
+    without_g = [one[1:] for one in fixed_sets]
+    row["fixed_same_passes_forward_ms"] = milliseconds(build(fixed_in_three_passes, without_g[0]), without_g)
+    row["same_passes_forward_ratio"] = row["learned_forward_ms"] / row["fixed_same_passes_forward_ms"]
     yield row
 
 

@@ -15,7 +15,7 @@ three blocks of its own. So the cotangent g of y is split by V0^H, and goes thro
 through the blocks on the way there; `learned_rows_backward_sm90` makes of both, Z and H, all that is left to join or
 to sum up:
 
-    du = Re F0^H dZ,      dF0 = sum dZ u^T,      d(V0^H) = sum W g^T
+    du = Re F0^H dZ,      dF0 = sum dZ u^T,      d(V0^H) = sum W g^T      (`learned_outer_sm90`)
 
 Rows of Z that blocks have which are padded with zeros to a multiple of four are zero, and so is all that comes of them.
 
@@ -32,7 +32,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.fft_conv import learned_rows_backward_sm90, learned_rows_forward_sm90, outer_sm90
+from pallas_kernels.fft_conv import (
+    learned_outer_sm90,
+    learned_rows_backward_sm90,
+    learned_rows_forward_sm90,
+    outer_sm90,
+)
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
 from pallas_kernels.fft_conv.learned_rows import Shapes
 from pallas_kernels.fft_conv.lowering import lowered_once
@@ -122,12 +127,13 @@ def backward(u, g, taps, spectra, of_u: Transform, of_g: Transform, of_taps: Tra
     """
     z, h = _split(u, of_u.outer), _split(g, of_g.outer)
     dz, w, d_first, d_second, d_spectra = _rows_backward(z, h, spectra, of_u, of_g, shift, plan)
-    d_u, d_g = (
-        Transform(_cotangents_of_outer(rows, x).sum(0), d_first[:, side], d_second[side])
-        for side, (rows, x) in enumerate(((dz, u), (w, g)))
+    d_u_outer, d_u = _sum_and_join(dz, u, of_u.outer, plan)
+    d_g_outer = _sum(w, g, plan)
+    d_of_u, d_of_g = (
+        Transform(outer, d_first[:, side], d_second[side]) for side, outer in enumerate((d_u_outer, d_g_outer))
     )
     d_taps, d_of_taps = tap_cotangents(taps, d_spectra, of_taps, shift, plan)
-    return _join(dz, of_u.outer, u.shape[2]), d_taps, d_u, d_g, d_of_taps
+    return d_u, d_taps, d_of_u, d_of_g, d_of_taps
 
 
 def tap_spectra(taps, of_taps: Transform, dtype, shift, plan: Plan):
@@ -149,18 +155,19 @@ def tap_cotangents(taps, d_spectra, of_taps: Transform, shift, plan: Plan):
     that counts most, and one that is zero has none.
     """
     x, size = _normalized(taps[:, None])
-    re, im = d_spectra.swapaxes(1, 2).swapaxes(0, 1)
+    _, height = _normalized(d_spectra)  # not of h, which is then made in one pass, and no larger but for sqrt(2)
+    re, im = (d_spectra / height[:, None, None, None, None]).swapaxes(1, 2).swapaxes(0, 1)
     t_re, t_im = plan.twiddle().swapaxes(0, 1)
-    h = jnp.concatenate([re * t_re + im * t_im, im * t_re - re * t_im], 1)
-    h, height = _normalized(h[:, None, None])
+    h = jnp.concatenate([re * t_re + im * t_im, im * t_re - re * t_im], 1)[:, None, None].astype(jnp.float16)
     height = height * plan.spectrum_scale
-    weight = jnp.where(_any(taps) & _any(d_spectra), height * size, 0)
+    weight = jnp.where(_any(taps[:, None]) & _any(d_spectra), height * size, 0)
     most = jnp.where(jnp.any(weight), weight.max(), 1)
-    z = _split(x * (weight / most).astype(x.dtype)[:, None, None, None], of_taps.outer)
+    weighed = x * (weight / most).astype(x.dtype)[:, None, None, None]
+    z = _split(weighed, of_taps.outer)
     dz, _, d_first, d_second, _ = _rows_backward(z, h, _one(plan), of_taps, _identity(plan), shift, plan)
-    d_outer = jnp.einsum("d,dpkn->pkn", weight, _cotangents_of_outer(dz, x))
-    d_taps = _join(dz, of_taps.outer, x.shape[2])[:, 0].astype(jnp.float32) * height[:, None, None]
-    return d_taps, Transform(d_outer, most * d_first[:, 0], most * d_second[0])
+    d_outer, d_x = _sum_and_join(dz, weighed, of_taps.outer, plan)
+    d_taps = d_x[:, 0].astype(jnp.float32) * height[:, None, None]
+    return d_taps, Transform(most * d_outer, most * d_first[:, 0], most * d_second[0])
 
 
 def _any(x):
@@ -212,7 +219,7 @@ def _join(w, outer, rows: int):
     """The real part of the adjoint of a split, `(B, D, rows, 4096)`."""
     batch, _, features, parts, *_ = w.shape
     together, padded = _together(batch * features, rows, outer.shape[1])
-    matrix = jnp.concatenate([part.T for part in outer], 1)[:padded]
+    matrix = _joining(outer, padded)
     x = _stage_together(together, w.reshape(batch, features, parts, BLOCK), matrix, padded)
     return x.reshape(batch, features, padded, BLOCK)[:, :, :rows]
 
@@ -237,17 +244,49 @@ def _stage_together(count: int, x, matrix, rows: int):
     return _stage(outer_sm90.Shapes(1, 1, x.shape[2], x.shape[3], count * rows, x.dtype), x, None, matrix)
 
 
-def _cotangents_of_outer(rows, x):
-    """Shares of each of the batch in that of the outer block, `(B, re | im, m, m)`.
+def _joining(outer, rows: int):
+    """The matrix of a join, to at most so many rows."""
+    return jnp.concatenate([part.T for part in outer], 1)[:rows]
+
+
+def _sum(z, x, plan: Plan):
+    """The cotangent of an outer block, `(re | im, rows, m)`: the sum of z x^T over batch, features and columns.
 
     Args:
-      rows: like Z.
-      x: the real sequence that it is split from, or joined to.
+      z: like Z.
+      x: the real sequence that z is the cotangent of a split of, or the cotangent of what z is joined to.
+      plan: for at least so many rows as x has.
     """
-    rows = rows.reshape(*rows.shape[:1], *rows.shape[2:4], BLOCK)
-    products = jnp.einsum("bdkc,bdnc->bdkn", rows, x, preferred_element_type=jnp.float32)
-    total = products.sum(1).reshape(rows.shape[0], 2, -1, x.shape[2])
-    return jnp.pad(total, [(0, 0)] * 3 + [(0, total.shape[2] - x.shape[2])])
+    operands, shapes = _flat(z, x, plan)
+    (sums,) = lowered_once(learned_outer_sm90.product, shapes)(*operands)
+    return _of_block(sums, shapes, plan)
+
+
+def _sum_and_join(z, x, outer, plan: Plan):
+    """`_sum`, and `_join` to as many rows as x has, which read z once where one kernel can do both."""
+    operands, shapes = _flat(z, x, plan)
+    batch, features, rows, _ = x.shape
+    if not shapes.can_join:
+        return _sum(z, x, plan), _join(z, outer, rows)
+    shapes = dataclasses.replace(shapes, joins=True)
+    matrix = shapes.stacked(_joining(outer, shapes.rows_of_x))
+    sums, y = lowered_once(learned_outer_sm90.product, shapes)(*operands, matrix)
+    return _of_block(sums, shapes, plan), y.reshape(batch, features, -1, BLOCK)[:, :, :rows]
+
+
+def _flat(z, x, plan: Plan):
+    """Both as `learned_outer_sm90` takes them, x with as many rows as a join pads it to, and the shapes of that."""
+    batch, features, rows, _ = x.shape
+    _, padded = _together(batch * features, rows, plan.rows)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, padded - rows), (0, 0)))
+    shapes = learned_outer_sm90.Shapes(batch * features, 2 * plan.rows, padded, x.dtype, blocks=plan.blocks)
+    return [part.reshape(-1, N1, TILE) for part in (z, x)], shapes
+
+
+def _of_block(sums, shapes: learned_outer_sm90.Shapes, plan: Plan):
+    """The cotangent of a block with as many columns as there are rows of Z."""
+    total = shapes.cotangent(sums)[:, : plan.rows].reshape(2, plan.rows, -1)
+    return jnp.pad(total, ((0, 0), (0, 0), (0, plan.rows - total.shape[2])))
 
 
 def _planes(z, axis: int):

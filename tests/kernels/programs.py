@@ -20,6 +20,7 @@ from pallas_kernels.fft_conv import (
     inner_transform_sm90,
     kernel_sm90,
     learned_backward_sm90,
+    learned_outer_sm90,
     learned_paired_sm90,
     learned_rows,
     learned_rows_backward_sm90,
@@ -313,6 +314,17 @@ def _learned_rows_backward(program: Program):
     return learned_rows_backward_sm90.backward(shapes), (sequences, sequences, spectrum, shift, first, second, twiddle)
 
 
+def _learned_outer(program: Program):
+    plan, on, dtype = program.config.plan, program.options, jnp.dtype(program.dtype)
+    rows = plan.rows - 8 * on
+    shapes = learned_outer_sm90.Shapes(
+        (16 - on) * (FEATURES - on), 2 * plan.rows, rows, dtype, joins=program.config.join
+    )
+    z, x = (jax.ShapeDtypeStruct((shapes.sequences * count, N1, TILE), dtype) for count in (2 * plan.rows, rows))
+    matrix = jax.ShapeDtypeStruct((N1, N1 * shapes.own), dtype)
+    return learned_outer_sm90.product(shapes), (z, x, *[matrix] * shapes.joins)
+
+
 _KERNELS = {
     Kernel.FORWARD: ("fft_conv_forward", functools.partial(_forward, channels=1, gated=False)),
     Kernel.FORWARD_GATED: ("fft_conv_forward", functools.partial(_forward, channels=1, gated=True)),
@@ -366,6 +378,17 @@ LEARNED_ROWS = tuple(
     for options in (False, True)
 )
 """With learned blocks, between the outer stages of long sequences."""
+
+LEARNED_OUTER = tuple(
+    Program(
+        f"learned outer {name}", _learned_outer, Rows(OuterPlan(1, rows), join), dtype, options, "learned_outer_product"
+    )
+    for name, join, counts in (("product", False, (16, 128)), ("product and join", True, (16, 64)))
+    for rows in counts
+    for dtype in DTYPES
+    for options in (False, True)
+)
+"""The cotangents of their outer blocks; 128 rows are too many to join."""
 
 LEARNED = tuple(
     Program(f"learned {way}", builder, Learned(n2, launch), dtype, options, f"learned_fft_conv_{way}")
@@ -435,6 +458,7 @@ PROGRAMS = (
     ),
     *LEARNED,
     *LEARNED_ROWS,
+    *LEARNED_OUTER,
 )
 
 _MUCH_LIKE_ANOTHER = {"5 blocks", "6 blocks", "7 blocks", "16 rows", "64 rows", "8 x 64 rows"}
@@ -444,7 +468,7 @@ TYPICAL = tuple(
     for program in PROGRAMS
     if program.dtype == "bfloat16"
     and program.options
-    and program not in LEARNED + LEARNED_ROWS
+    and program not in LEARNED + LEARNED_ROWS + LEARNED_OUTER
     and (
         program.builder in (_inner_forward, _inner_backward, _taps_forward)
         or str(program.config).split(",")[0] not in _MUCH_LIKE_ANOTHER

@@ -29,6 +29,7 @@ ONE_OF_EACH = {
     "learned_fft_conv_backward": "learned backward, n2 = 64",
     "learned_rows_forward": "learned rows forward",
     "learned_rows_backward": "learned rows backward",
+    "learned_outer_product": "learned outer product and join, 64 rows",
 }
 
 BETWEEN_WARPGROUPS = {

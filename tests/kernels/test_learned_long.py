@@ -140,6 +140,26 @@ def rows_backward(shapes):
     return kernel
 
 
+def outer_product(shapes):
+    """`learned_outer_sm90.product` in float32, of one stream."""
+
+    def taken_together(rows, count):
+        rows = rows.reshape(-1, BLOCK).astype(jnp.float32)
+        return jnp.pad(rows, ((0, -len(rows) % count), (0, 0))).reshape(-1, count, BLOCK)
+
+    def kernel(z, x, *matrix):
+        size = x.shape
+        z, x = taken_together(z, shapes.rows), taken_together(x, shapes.columns)
+        sums = jnp.einsum("sin,sjn->ij", z, x)[None]
+        joined = [
+            jnp.einsum("ij,sjn->sin", of_all[: shapes.columns, : shapes.rows].astype(jnp.float32), z)
+            for of_all in matrix
+        ]
+        return sums, *(y.reshape(-1, N1, N1)[: size[0]].astype(shapes.dtype) for y in joined)
+
+    return kernel
+
+
 def stage(shapes, x, gate, matrix):
     """`three_pass._stage` in float32."""
     out, into = matrix.shape
@@ -155,6 +175,7 @@ def algebra(monkeypatch):
     monkeypatch.setattr(learned_three_pass, "lowered_once", lambda make, shapes: make(shapes))
     monkeypatch.setattr(learned_three_pass.learned_rows_forward_sm90, "forward", rows_forward)
     monkeypatch.setattr(learned_three_pass.learned_rows_backward_sm90, "backward", rows_backward)
+    monkeypatch.setattr(learned_three_pass.learned_outer_sm90, "product", outer_product)
 
 
 CASE = 3, 8000, 12000, 4, 3, "float16", True
@@ -163,17 +184,17 @@ CASE = 3, 8000, 12000, 4, 3, "float16", True
 def test_what_stands_around_the_kernels(algebra):
     """Three rows, padded to four; twelve sequences, split by fours, that have two of them, and taps that have all."""
     arguments, g, butterfly, want = problem(*CASE)
-    check(run(g, arguments, butterfly), want, "float16")  # 8.0e-4
+    check(run(g, arguments, butterfly), want, "float16")  # 1.0e-3
 
 
 PLANTED = {
     "_adjoint": lambda planes: planes.mT,  # unconjugated
     "_roots": lambda turns, right=learned_three_pass._roots: right(-turns),
-    "_cotangents_of_outer": lambda rows, x, right=learned_three_pass._cotangents_of_outer: right(rows, x)[:, ::-1],
+    "_of_block": lambda *x, right=learned_three_pass._of_block: right(*x)[::-1],
     "_any": lambda x: jnp.full(x.shape[0], True),  # features without taps or without a cotangent weigh, too
     "_one": lambda plan, right=learned_three_pass._one: 2 * right(plan),
-    "_join": lambda w, outer, rows, right=learned_three_pass._join: right(
-        w, outer * jnp.array([1, -1])[:, None, None], rows
+    "_joining": lambda outer, rows, right=learned_three_pass._joining: right(
+        outer * jnp.array([1, -1])[:, None, None], rows
     ),
     "_three": lambda planes: jnp.concatenate([planes[:, :1], -planes[:, 1:], planes[:, 1:]], 1),
 }
@@ -190,9 +211,14 @@ def test_an_error_in_any_step_shows(name, algebra, monkeypatch):
 
 butterfly = LearnedButterfly("right_angle", (8, N1, N1), learn_inverse=True)
 LENGTH = 8 * BLOCK
-# Of the taps too, in float16, whose joins are in the gradient alone.
+# Of the taps too, in float16. Cotangents of u and of the taps are joined where those of the outer blocks are summed up.
 FORWARD = ["fft_conv_outer_stage"] * 3 + ["learned_rows_forward"] * 2
-GRADIENT = ["fft_conv_outer_stage"] * 4 + ["learned_rows_backward"] * 2 + ["learned_rows_forward"] * 2
+GRADIENT = [
+    *["fft_conv_outer_stage"] * 3,
+    *["learned_outer_product"] * 3,
+    *["learned_rows_backward"] * 2,
+    *["learned_rows_forward"] * 2,
+]
 
 
 def arguments(batch=(2,), features=2):
