@@ -149,14 +149,17 @@ def _of_parts(re, im, plan):
 
 
 def _taps_shapes(z, plan):
-    groups = 4 if plan.row_width == TILE else 2  # as many as have registers
-    return inner_rows.Shapes(
-        z.shape[0], 1, 1, plan.rows, z.dtype, height=plan.row_height, width=plan.row_width, warpgroups=groups
-    )
+    tile = {"height": plan.row_height, "width": plan.row_width, "warpgroups": warpgroups(plan)}
+    return inner_rows.Shapes(z.shape[0], 1, 1, plan.rows, z.dtype, **tile)
+
+
+def warpgroups(plan: OuterPlan) -> int:
+    """Of an inner kernel's block on the way there, as many as have registers."""
+    return 4 if plan.row_width == TILE else 2
 
 
 def _convolve(z, post_gate, spectra, plan, rows, shift):
-    shapes = _inner_shapes(z, spectra, plan, warpgroups=4 if plan.row_width == TILE else 2)
+    shapes = _inner_shapes(z, spectra, plan, warpgroups=warpgroups(plan))
     kernel = lowered_once(inner_sm90.forward, shapes)
     w = kernel(_as_matrices(z, plan.row_width), spectra, *inner_tables(plan, z.dtype), shift)
     return _join(w, post_gate, plan, rows)

@@ -32,6 +32,7 @@ from pallas_kernels.fft_conv import (
     outer_sm90,
     spectrum_sm90,
     streamed_sm90,
+    three_pass,
     tiles,
 )
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config, Kernel
@@ -164,9 +165,11 @@ class Rows:
         return f"{rows} of {plan.row_height} x {plan.row_width}" if plan.paired else rows
 
 
-def _inner_operands(program: Program, warpgroups: int):
+def _inner_operands(program: Program, warpgroups: int | None = None):
+    """For so many warpgroups, or as many as have registers."""
     dtype, plan, rows = jnp.dtype(program.dtype), program.config.plan, program.config.plan.rows
     tile = {"height": plan.row_height, "width": plan.row_width, "together": 1 + plan.paired}
+    warpgroups = warpgroups or three_pass.warpgroups(plan)
     shapes = inner_rows.Shapes(16 - program.options, 1, FEATURES, rows, dtype, warpgroups=warpgroups, **tile)
     elementwise = jnp.float32 if plan.paired else dtype
     spectrum = jax.ShapeDtypeStruct((FEATURES, 1, rows, *shapes.spectrum), elementwise)
@@ -175,7 +178,7 @@ def _inner_operands(program: Program, warpgroups: int):
 
 
 def _inner_forward(program: Program):
-    shapes, operands = _inner_operands(program, 4)
+    shapes, operands = _inner_operands(program)
     return inner_sm90.forward(shapes), (shapes.result, *operands)
 
 
@@ -186,7 +189,7 @@ def _inner_backward(program: Program):
 
 def _taps_operands(program: Program):
     """Those of the inner transform of taps, which is in float16 for any spectra."""
-    shapes, (_, *tables, shift) = _inner_operands(dataclasses.replace(program, dtype="float16"), 4)
+    shapes, (_, *tables, shift) = _inner_operands(dataclasses.replace(program, dtype="float16"))
     shapes = dataclasses.replace(shapes, batch=FEATURES - program.options, features=1, together=1)
     return shapes, (*tables, shift)
 
@@ -216,7 +219,8 @@ def _outer_stage(program: Program):
 def _outer_radix(program: Program):
     plan, join, dtype = program.config.plan, program.config.join, jnp.dtype(program.dtype)
     shapes = outer_panels.Shapes(64, plan.rows - 8 * program.options, plan, dtype)
-    source = jax.ShapeDtypeStruct((64, 2 * plan.rows if join else shapes.rows, BLOCK), dtype)
+    source = outer_panels.Panels(shapes).z if join else (shapes.rows, BLOCK)
+    source = jax.ShapeDtypeStruct((64, *source), dtype)
     tables = [(plan.radix, 2, N1), (plan.radix, 2, plan.radix)]
     tables = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in tables]
     kernel = outer_radix_sm90.join if join else outer_radix_sm90.split
@@ -226,7 +230,7 @@ def _outer_radix(program: Program):
 def _outer_radix4(program: Program):
     plan, join, dtype = program.config.plan, program.config.join, jnp.dtype(program.dtype)
     shapes = outer_panels.Shapes(64, plan.rows - 32 * program.options, plan, dtype)
-    source = (2 * plan.rows, BLOCK) if join else (shapes.rows // 4, 4 * BLOCK)
+    source = outer_panels.Panels(shapes).z if join else (shapes.rows // 4, 4 * BLOCK)
     f, factors = jax.ShapeDtypeStruct((2, N1, N1), dtype), jax.ShapeDtypeStruct((3, 2, N1), jnp.float32)
     kernel = outer_radix4_sm90.join if join else outer_radix4_sm90.split
     return kernel(shapes), (jax.ShapeDtypeStruct((64, *source), dtype), f, factors)
@@ -343,7 +347,7 @@ _DIRECT = (
     *(OuterPlan(1, m) for m in (16, 64, 128)),
     *(OuterPlan(1, m, BLOCK // 2, True) for m in (16, 32, 128)),
 )
-_BY_TWO_FACTORS = tuple(OuterPlan(radix, N1) for radix in RADICES)
+_BY_TWO_FACTORS = tuple(OuterPlan(radix, N1, paired=paired) for radix in RADICES for paired in (False, True))
 
 # Of long sequences: name, builder, configuration, function.
 _LONG: tuple[tuple[str, Any, Any, str], ...] = (
@@ -351,9 +355,9 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
         ("forward", _streamed_forward, Blocks(count, (0, count - 1)), "fft_conv_streamed_forward")
         for count in (5, 6, 7, 8)
     ),
-    *(("inner forward", _inner_forward, Rows(plan), "fft_conv_inner_forward") for plan in _INNER),
+    *(("inner forward", _inner_forward, Rows(plan), "fft_conv_inner_forward") for plan in (*_INNER, _WIDE)),
     *(("inner backward", _inner_backward, Rows(plan), "fft_conv_inner_backward") for plan in _INNER),
-    *(("inner spectrum", _taps_forward, Rows(plan), "fft_conv_inner_transform") for plan in _INNER),
+    *(("inner spectrum", _taps_forward, Rows(plan), "fft_conv_inner_transform") for plan in (*_INNER, _WIDE)),
     *(
         ("join" if join else "split", _outer_stage, Rows(plan, join), "fft_conv_outer_stage")
         for plan in _DIRECT
