@@ -8,6 +8,15 @@ import tempfile
 os.environ.setdefault("PJRT_NPROC", "16")
 
 
+# XLA emits fused operations through LLVM alone instead of through passes of MLIR, and each program in one piece instead
+# of up to 32, which costs memory and time where there are two cores. tests/functional/test_learned_butterfly.py took
+# 31 s of a core, the second alone 30 s, the first alone 22 s, both 18 s, 6 of them before the first test runs.
+QUICK_TO_COMPILE = (
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+
+
 def pytest_configure(config):
     if config.option.markexpr != "gpu":
         # A CUDA plugin that finds no driver complains on import, and warnings are errors here.
@@ -27,6 +36,7 @@ def spare_compilation(config):
     read what another has half written.
     """
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    os.environ["XLA_FLAGS"] = " ".join([*QUICK_TO_COMPILE, os.environ.get("XLA_FLAGS", "")])  # the last one holds
     if "JAX_COMPILATION_CACHE_DIR" in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
         return
     folder = tempfile.mkdtemp(prefix="compiled-")
