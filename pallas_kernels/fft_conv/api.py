@@ -1,6 +1,7 @@
 """`fft_conv`: checks, padding, choice of configuration, derivatives and sharding around the kernels."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,14 @@ def _on_chip(u, taps):
     return blocks <= (MAX_BLOCKS if ahead else streamed_sm90.MAX_BLOCKS)
 
 
+class _Gates(NamedTuple):
+    """Which of the gates there are, and whether the way back follows, so that it may share what the way there makes."""
+
+    pre: bool
+    post: bool
+    both_ways: bool
+
+
 @jax.custom_vjp
 def _conv(u, pre_gate, post_gate, taps):
     """The convolution in the kernels' shapes: u `(B, D, rows, n2)`, result `(B, C, D, rows, n2)`."""
@@ -149,7 +158,8 @@ def _conv(u, pre_gate, post_gate, taps):
 
 
 def _conv_fwd(u, pre_gate, post_gate, taps):
-    return _conv(u, pre_gate, post_gate, taps), (u, pre_gate, post_gate, taps)
+    gates, *sequences = _sequences(u, pre_gate, post_gate, both_ways=True)
+    return _forward(gates)(*sequences, taps), (u, pre_gate, post_gate, taps)
 
 
 def _conv_bwd(saved, g):
@@ -169,13 +179,13 @@ def _conv_bwd(saved, g):
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
-def _sequences(u, pre_gate, post_gate):
-    """Which of the gates there are, and u and both gates.
+def _sequences(u, pre_gate, post_gate, both_ways: bool = False):
+    """The `_Gates`, and u and both gates.
 
     custom_partitioning knows no optional operands: u stands in for an absent gate, and no kernel reads it.
     """
-    gates = pre_gate is not None, post_gate is not None
-    return gates, u, pre_gate if gates[0] else u, post_gate if gates[1] else u[:, None]
+    gates = _Gates(pre_gate is not None, post_gate is not None, both_ways)
+    return gates, u, pre_gate if gates.pre else u, post_gate if gates.post else u[:, None]
 
 
 @jax.custom_vjp
@@ -183,7 +193,7 @@ def _conv_cotangents(u, pre_gate, post_gate, g, taps):
     """Cotangents of u and of the gates, of each a share for each channel `(B, C, D, rows, n2)`; and of the taps."""
     gates, *sequences = _sequences(u, pre_gate, post_gate)
     d_u, *d_gates, d_taps = _backward(gates)(*sequences, g, taps)
-    d_pre, d_post = (d_gates.pop(0) if gate else None for gate in gates)
+    d_pre, d_post = (d_gates.pop(0) if gate else None for gate in (gates.pre, gates.post))
     return d_u, d_pre, d_post, d_taps
 
 
@@ -216,12 +226,12 @@ def _conv_cotangents_bwd(saved, cotangents):
 _conv_cotangents.defvjp(_conv_cotangents_fwd, _conv_cotangents_bwd)
 
 
-def _run_forward(u, pre_gate, post_gate, taps, f1, f2, twiddle, shift, gates: tuple[bool, bool]):
+def _run_forward(u, pre_gate, post_gate, taps, f1, f2, twiddle, shift, gates: _Gates):
     if not _on_chip(u, taps):
         return _run_long_forward(gates, u, pre_gate, post_gate, taps, shift)
     if _blocks(u, taps)[0] > 1:
         return _run_blocked_forward(gates, u, pre_gate, post_gate, taps, f1, f2, twiddle, shift)
-    pre, post = gates
+    pre, post, _ = gates
     batch, features, length, n2 = u.shape
     channels = taps.shape[1]
     config = configuration(forward_kernel(channels, pre or post), n2, u.dtype)
@@ -235,12 +245,12 @@ def _run_forward(u, pre_gate, post_gate, taps, f1, f2, twiddle, shift, gates: tu
     return kernel(u, pre_gate, post_gate, spectrum, *operands, shift)
 
 
-def _run_backward(u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift, gates: tuple[bool, bool]):
+def _run_backward(u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift, gates: _Gates):
     if _blocks(u, taps)[0] > MAX_BLOCKS:
         return _run_long_backward(gates, u, pre_gate, post_gate, g, taps, shift)
     if _blocks(u, taps)[0] > 1:
         return _run_blocked_backward(gates, u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift)
-    pre, post = gates
+    pre, post, _ = gates
     batch, features, length, n2 = u.shape
     channels = taps.shape[1]
     config = configuration(Kernel.BACKWARD_GATED if pre or post else Kernel.BACKWARD, n2, u.dtype)
@@ -292,7 +302,7 @@ def _run_long_forward(gates, u, pre_gate, post_gate, taps, shift):
     """`_run_forward` in three passes."""
     x, pre_gate, post_gate = (_in_blocks(x) for x in _with_channels(gates, u, pre_gate, post_gate))
     blocks, before = _blocks(u, taps)
-    plan = outer_plan(blocks, x.shape[0])
+    plan = outer_plan(blocks, x.shape[0], both_ways=gates.both_ways)
     y = three_pass.forward(x, pre_gate, post_gate, taps, plan, shift, before=before)
     return _of_rows(y, u)
 
@@ -301,7 +311,7 @@ def _run_long_backward(gates, u, pre_gate, post_gate, g, taps, shift):
     """`_run_backward` likewise."""
     x, pre_gate, post_gate, g = (_in_blocks(x) for x in (*_with_channels(gates, u, pre_gate, post_gate), g))
     blocks, before = _blocks(u, taps)
-    plan = outer_plan(blocks, x.shape[0], backward=True)
+    plan = outer_plan(blocks, x.shape[0], both_ways=True)
     d_x, d_post, d_taps = three_pass.backward(x, pre_gate, post_gate, g, taps, plan, shift, before=before)
     return *(_of_rows(share, u) for share in _shares(d_x, d_post, x, pre_gate)), d_taps
 
@@ -327,7 +337,7 @@ def _of_rows(y, u):
 
 def _with_channels(gates, u, pre_gate, post_gate):
     """What there is of u and the gates, each `(B, 1 or C, D, rows, 64)`."""
-    return u[:, None], pre_gate[:, None] if gates[0] else None, post_gate if gates[1] else None
+    return u[:, None], pre_gate[:, None] if gates.pre else None, post_gate if gates.post else None
 
 
 def _lags(u, taps):
@@ -342,7 +352,7 @@ def _tables(u):
 
 
 @functools.cache
-def _forward(gates: tuple[bool, bool]):
+def _forward(gates: _Gates):
     """The forward kernel where there is a GPU; vmap makes of its axis more features."""
 
     @custom_vmap
@@ -358,7 +368,7 @@ def _forward(gates: tuple[bool, bool]):
 
 
 @functools.cache
-def _backward(gates: tuple[bool, bool]):
+def _backward(gates: _Gates):
     """The backward kernel likewise: cotangents of u, of the gates that there are and of the taps."""
 
     @custom_vmap
@@ -429,11 +439,11 @@ def _partition_backward(gates, mesh, arguments, results):
 
 def _backward_specs(gates, b, d):
     """Of the results."""
-    return (P(b, None, d),) * (1 + sum(gates)) + (P(d),)
+    return (P(b, None, d),) * (1 + gates.pre + gates.post) + (P(d),)
 
 
 def _backward_rule(gates, mesh, operands, results):
-    shares = "b c d l n, " * (1 + sum(gates))
+    shares = "b c d l n, " * (1 + gates.pre + gates.post)
     rule = f"b d l n, b d l n, b p d l n, b c d l n, d k i j, r s t, v w x, y z e, f -> {shares}d k i j"
     return rule, {"need_replication_factors": tuple("lnpckijrstvwxyzef")}
 

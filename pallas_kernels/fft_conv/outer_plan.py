@@ -108,10 +108,11 @@ def _scale(size: int) -> float:
     return 2.0 ** -round(np.log2(size) / 2)
 
 
-def outer_plan(rows: int, batch: int = 1, backward: bool = False) -> OuterPlan:
+def outer_plan(rows: int, batch: int = 1, both_ways: bool = False) -> OuterPlan:
     """The plan of the fewest points for sequences of so many rows of 4096 steps, so many of them.
 
-    Rows of 4096 steps are paired on the way there alone: the sums of the way back have no registers beside 32 x 128.
+    Rows of 4096 steps are paired where only the way there is taken: the sums of the way back have no registers beside
+    32 x 128 points, and by the same plan both ways can share a split.
 
     Raises:
       NotImplementedError: for more than 1024 rows.
@@ -129,7 +130,7 @@ def outer_plan(rows: int, batch: int = 1, backward: bool = False) -> OuterPlan:
     for radix in RADICES:
         height = 16 * -(-rows // (16 * radix))  # a multiple of the depth of a tensor-core product
         if height <= N1:
-            return OuterPlan(radix, height, paired=batch > 1 and not backward)
+            return OuterPlan(radix, height, paired=batch > 1 and not both_ways)
     raise NotImplementedError(f"three passes take at most {LONGEST} steps; got {rows} rows of {BLOCK}.")
 
 

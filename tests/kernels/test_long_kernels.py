@@ -343,7 +343,7 @@ CASES = {
 def test_values_and_gradients(name, monkeypatch):
     case, dtype, plan = CASES[name]
     if plan is not None:
-        monkeypatch.setattr(api, "outer_plan", lambda rows, batch, backward=False: plan)
+        monkeypatch.setattr(api, "outer_plan", lambda rows, batch, both_ways: plan)
     arrays = cast(case.arguments(), dtype)
     convolve = functools.partial(long_conv, circular=case.circular)
     y = jax.eval_shape(lambda arrays: convolve(**arrays), arrays)
