@@ -10,7 +10,8 @@ os.environ.setdefault("PJRT_NPROC", "16")
 
 # XLA emits fused operations through LLVM alone instead of through passes of MLIR, and each program in one piece instead
 # of up to 32, which costs memory and time where there are two cores. tests/functional/test_learned_butterfly.py took
-# 31 s of a core, the second alone 30 s, the first alone 22 s, both 18 s, 6 of them before the first test runs.
+# 31 s of a core, the second alone 30 s, the first alone 22 s, both 18 s, 6 of them before the first test runs;
+# test_xla.py 90 s on a busy machine, with both 56 s.
 QUICK_TO_COMPILE = (
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
     "--xla_cpu_parallel_codegen_split_count=1",
