@@ -15,6 +15,8 @@ from flashbutterfly_jax import long_conv
 from pallas_kernels.fft_conv import (
     api,
     block_toeplitz,
+    column_dft,
+    inner_chain,
     inner_rows,
     inner_sm90,
     outer_panels,
@@ -32,7 +34,7 @@ from pallas_kernels.fft_conv.outer_plan import (
     radix_tables,
     real_product_tables,
 )
-from pallas_kernels.fft_conv.rearranged import in_thread_order
+from pallas_kernels.fft_conv.rearranged import exchanged, in_thread_order, unpacked
 from pallas_kernels.fft_conv.tables import block_scale, convolution_tables, dft_tables, tap_spectra
 from tests import tolerances
 from tests.kernels.interpreter import interpreted
@@ -42,8 +44,6 @@ from tests.parity import Case, cast
 TOLERANCE = tolerances.FUSED["float16"]  # measured here: at most 6.6e-4
 SHIFT = jnp.array([31], jnp.int32)
 INNER_SCALE = block_scale(Config(TILE))
-COLUMNS = (np.arange(4)[:, None] + 4 * np.arange(16)).ravel()
-"""k2 in the order in which the rows' kernels keep frequencies."""
 
 
 def random(seed: int, *shape: int) -> np.ndarray:
@@ -55,6 +55,12 @@ def frequencies(plan: OuterPlan) -> np.ndarray:
     if plan.radix == 4:
         return np.arange(plan.rows)
     return (np.arange(plan.radix)[:, None] + plan.radix * np.arange(plan.height)).ravel()
+
+
+def columns(plan: OuterPlan) -> np.ndarray:
+    """k2 in the order in which the rows' kernels keep frequencies."""
+    radix = column_dft.radix(plan.row_width)
+    return (np.arange(radix)[:, None] + radix * np.arange(16)).ravel()
 
 
 def split_matrix(plan: OuterPlan) -> np.ndarray:
@@ -109,13 +115,13 @@ def test_spectra_of_the_taps_and_their_cotangent(plan, blocks, before):
     after = flat.shape[1] - ahead
     x = np.pad(flat[:, ahead:], ((0, 0), (0, n - after))) + 1j * np.pad(flat[:, :ahead], ((0, 0), (n - ahead, 0)))
     want = scale * np.fft.fft(x * turn).reshape(2, TILE, -1, plan.rows)[..., frequencies(plan)].transpose(0, 3, 2, 1)
-    want = want[..., COLUMNS]
+    want = want[..., columns(plan)]
     # Alone the rounding to bfloat16 makes 1.7e-3.
     for got, one in zip(np.asarray(spectra, np.float64)[:, 0], want, strict=True):
         assert relative_error(got, kept(one, plan)) < 2e-3  # 1.71e-3; of rows of 2048 steps, in float32, 4e-4
 
     in_order = np.zeros((2, TILE, plan.row_height, plan.rows), complex)
-    in_plan = joined(d_spectra[:, 0], plan)[..., np.argsort(COLUMNS)]
+    in_plan = joined(d_spectra[:, 0], plan)[..., np.argsort(columns(plan))]
     in_order[..., frequencies(plan)] = in_plan.transpose(0, 3, 2, 1)
     d_x = scale * n * np.fft.ifft(in_order.reshape(2, -1)) / turn
     want = np.concatenate([d_x[:, n - ahead :].imag, d_x[:, :after].real], 1)
@@ -131,9 +137,16 @@ def test_plans_hold_their_sequences_and_no_more():
         outer_plan(1025)
 
 
-@pytest.mark.parametrize(("plan", "batch"), [(OuterPlan(1, 2), 3), (OuterPlan(1, 2, BLOCK // 2, True), 5)], ids=str)
+@pytest.mark.parametrize(
+    ("plan", "batch"),
+    [(OuterPlan(1, 2), 3), (OuterPlan(1, 2, BLOCK // 2, True), 5), (OuterPlan(1, 2, paired=True), 3)],
+    ids=str,
+)
 def test_inner_kernels(plan, batch):
-    """Two blocks for two rows of two features, three tiles for two warpgroups: every ring wraps."""
+    """Two blocks for two rows of two features, three tiles for two warpgroups: every ring wraps.
+
+    Wide rows have no kernel for the way back.
+    """
     dtype, features, m, height = jnp.float16, 2, plan.rows, plan.row_height
     width = plan.row_width
     tile = {"height": height, "width": width, "together": N1 // height}
@@ -144,7 +157,8 @@ def test_inner_kernels(plan, batch):
 
     def both(x, h, taps):
         operands = taps, f1, f2, twiddle, SHIFT
-        return inner_sm90.forward(shapes)(x, *operands), *inner_sm90.backward(shapes)(x, h, *operands)
+        y = inner_sm90.forward(shapes)(x, *operands)
+        return (y, None, None) if width > TILE else (y, *inner_sm90.backward(shapes)(x, h, *operands))
 
     with interpreted():
         y, dx, d_taps = jax.jit(both)(x, h, kept(taps, plan).astype(np.float32 if plan.paired else np.float16))
@@ -157,10 +171,10 @@ def test_inner_kernels(plan, batch):
         return re + 1j * im
 
     def transform(z):
-        return np.fft.fft(z * turn).reshape(*z.shape[:-1], TILE, height).swapaxes(-1, -2)[..., COLUMNS]
+        return np.fft.fft(z * turn).reshape(*z.shape[:-1], width, height).swapaxes(-1, -2)[..., columns(plan)]
 
     def back(z):
-        z = z[..., np.argsort(COLUMNS)]
+        z = z[..., np.argsort(columns(plan))]
         return np.fft.ifft(z.swapaxes(-1, -2).reshape(*z.shape[:-2], plan.steps)) * np.conj(turn) * plan.steps
 
     def check(got, want):
@@ -169,9 +183,24 @@ def test_inner_kernels(plan, batch):
     taps = taps[:, 0]
     spectrum_of_x, spectrum_of_h = transform(rows(x)), transform(rows(h))
     check(rows(y), back(spectrum_of_x * taps) * INNER_SCALE**2)
+    if dx is None:
+        return
     check(rows(dx), back(spectrum_of_h * taps.conj()) * INNER_SCALE**2)
     d_taps = np.asarray(d_taps, np.float64).sum(0)[:, 0]
     check(joined(d_taps, plan), (spectrum_of_x.conj() * spectrum_of_h).sum(0) * INNER_SCALE**2)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    {
+        "exchanged": lambda first, second: exchanged(second, first),
+        "unpacked": lambda ref: unpacked(ref)[::-1],
+    }.items(),
+)
+def test_errors_in_pairs_of_rows_show(name, wrong, monkeypatch):
+    monkeypatch.setattr(inner_chain, name, wrong)
+    with pytest.raises(AssertionError):
+        test_inner_kernels(OuterPlan(1, 1, paired=True), 2)
 
 
 @pytest.mark.parametrize("gated", [False, True])
