@@ -27,12 +27,14 @@ from pallas_kernels.fft_conv.mosaic import CHUNK, PIECE, load, sums_of_products
 from pallas_kernels.fft_conv.widening import widened
 
 POINTS = (32, 64)
+"""Widths of the fused kernels that take their second block so; rows of long sequences may have 128."""
+
 PAIR = 2
 """Products at once: of more, kernels of 128 registers have none left to issue them one after the other."""
 
 
 def blocks_shape(points: int) -> tuple[int, int, int]:
-    """Of the table that `blocks` makes, 8 or 16 KB; a matrix of all points has 8 or 32.
+    """Of the table that `blocks` makes, 256 bytes a point; a matrix of all points has 8, 32 or 128 KB.
 
     Example:
       >>> blocks_shape(64)

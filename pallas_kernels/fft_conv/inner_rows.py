@@ -2,9 +2,9 @@
 
 An item is a row k1 of Z, a channel and a feature, for all of the batch or a share of it. The tables belong to k1, so a
 block takes consecutive items, k1 slowest, and fetches tables only where k1 changes, and the next item's spectrum of the
-taps while it works on one. Each warpgroup has a tile of 4096 complex points to itself: one row of 64 x 64, whose real
-and imaginary parts are planes of their own, or rows of two sequences of the batch, 32 x 64 each, with both parts in one
-matrix of 64 x 64.
+taps, where there is room, while it works on one. Each warpgroup has a tile to itself: one row of 64 x 64 complex
+points, whose real and imaginary parts are planes of their own, or rows of two sequences of the batch, 32 x 64 or
+32 x 128 each, with both parts in one matrix.
 """
 
 import dataclasses

@@ -21,8 +21,8 @@ from pallas_kernels.fft_conv.mosaic import F32, by_columns, complex_planes, pers
 def forward(shapes: Shapes):
     """The kernel (z, spectrum, f1, f2, twiddle, [31]) -> w.
 
-    z is `(B, 1 or C, D, re | im m, 64, 64)` or `(B, 1 or C, D, m, re | im 32, 64)`, as `Shapes.result`, the spectrum of
-    the taps `(D, C, m, *Shapes.spectrum)`, w like z for each channel; the tables are `outer_plan.inner_tables`.
+    z is `(B, 1 or C, D, re | im m, 64, 64)` or `(B, 1 or C, D, m, re | im 32, width)`, as `Shapes.result`, the spectrum
+    of the taps `(D, C, m, *Shapes.spectrum)`, w like z for each channel; the tables are `outer_plan.inner_tables`.
     """
     schedule = Schedule(shapes)
 

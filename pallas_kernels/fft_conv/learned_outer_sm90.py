@@ -32,7 +32,7 @@ _MOST_TILES = 4
 _MOST_GROUPS = 4
 _MOST_SLOTS = 4
 _MOST_OWN = 2
-"""Tiles of 64 rows of Z whose sums a warpgroup has registers for, of at most 64 columns; of more columns, one."""
+"""Tiles of 64 rows of Z whose sums a warpgroup has registers for, of at most 64 columns."""
 _TILE_BYTES = 2 * N1 * TILE
 
 
@@ -145,7 +145,10 @@ class Shapes:
         return jnp.einsum("aiaj->ij", whole)
 
     def stacked(self, matrix: jax.Array) -> jax.Array:
-        """The matrix of a join, at most `(rows_of_x, rows_of_z)`, as the kernel takes it."""
+        """The matrix of a join, at most `(rows_of_x, rows_of_z)`, as the kernel takes it.
+
+        Sequences that one product joins meet zeros of it: a number that is not finite in one reaches them all.
+        """
         padding = zip((self.rows_of_x, self.rows_of_z), matrix.shape, strict=True)
         matrix = jnp.kron(jnp.eye(self.together), jnp.pad(matrix, [(0, size - has) for size, has in padding]))
         return jnp.pad(matrix, ((0, N1 - self.columns), (0, self.own * N1 - self.rows))).astype(self.dtype)

@@ -12,9 +12,9 @@ changes are two of the inner tables, F1 and T, which are therefore those of the 
 
     F1[p, a] = exp(-2 pi i (p + s) a / 64),      T[p, b] = exp(-2 pi i (p + s) b / 4096)
 
-Where the batch has more than one sequence, rows of two of them make a tile (`inner_chain`), matrices of 32 x 128, or of
-32 x 64 for rows of 2048 steps where one product splits twice as many. F1 is of 32 x 32 then, F2 and T are as wide as
-the matrix, and the parts of Z are kept side by side, row by row.
+Where the batch has more than one sequence, rows of two of them may make a tile (`inner_chain`): matrices of 32 x 64, of
+2048 steps, where one product splits twice as many rows, and of 32 x 128 beyond 128 rows where no way back is taken. F1
+is of 32 x 32 then, F2 and T are as wide as the matrix, and the parts of Z are kept side by side, row by row.
 
 More than 128 rows are cut once more, m = r h, so that one pass still does it all. With n1 = h a + b, k1 = ka + r kb
 

@@ -68,7 +68,9 @@ def backward(x, pre_gate, post_gate, g, taps, plan: OuterPlan, shift, *, before:
 
 
 def tap_spectra(taps, plan: OuterPlan, dtype, shift, *, before: bool):
-    """The taps' spectra in the order of the rows of Z, `(D, C, m, *Shapes.spectrum)`, as planes in a 16-bit dtype.
+    """The taps' spectra in the order of the rows of Z, `(D, C, m, *Shapes.spectrum)`.
+
+    As planes they are in the dtype, in the order of threads in float32.
 
     The taps go through the stages of a sequence, in float16: `jnp.fft` and a change of its order took 8 % of the whole
     convolution of 65,536 steps at a batch of 64 on an H100.
