@@ -32,8 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.butterfly.fixed_passes import fixed_in_three_passes
 from flashbutterfly_jax import LearnedButterfly, learned_long_conv, long_conv
+from pallas_kernels.fixed_passes import fixed_in_three_passes
 from pallas_kernels.records import driver_version, package_versions, write_atomically
 from pallas_kernels.timing import Effort, host_round, seconds_per_call
 

@@ -73,7 +73,12 @@ def backward(shapes: Shapes):
 
     w is like h, each channel's share; ds is `(parts, D, C, m, re | im, 64, 64)` or `(parts, D, C, m, 1, 64, 64)`, whose
     rows are those of `Paired`, in float32, to be summed over the parts, which warpgroups keep in registers.
+
+    Raises:
+      NotImplementedError: for wide rows.
     """
+    if shapes.width != TILE:
+        raise NotImplementedError(f"the sums of rows of {shapes.width} columns have no registers.")
     schedule = Schedule(shapes)
     dtype, groups = shapes.dtype, shapes.warpgroups
 

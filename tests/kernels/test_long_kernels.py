@@ -190,6 +190,12 @@ def test_inner_kernels(plan, batch):
     check(joined(d_taps, plan), (spectrum_of_x.conj() * spectrum_of_h).sum(0) * INNER_SCALE**2)
 
 
+def test_wide_rows_have_no_way_back():
+    shapes = inner_rows.Shapes(2, 1, 1, 4, jnp.float16, height=32, width=128, together=2)
+    with pytest.raises(NotImplementedError, match="rows of 128 columns"):
+        inner_sm90.backward(shapes)
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
     {

@@ -38,6 +38,8 @@ def no_traces_of_other_kernels():
 
 SIGN = np.array([1, -1])[:, None, None]
 
+NO_GATES = api._Gates(pre=False, post=False, both_ways=False)
+
 
 def table_errors(f1, f2, twiddle, taps_sign):
     """The tables and the sign of the spectrum's planes, each time with one error."""
@@ -71,7 +73,7 @@ def test_an_error_in_any_table_shows():
             return spectra(*arguments) * taps_sign.astype(u.dtype)
 
         with mock.patch.object(api, "_spectra", signed):
-            return api._run_forward(u, u, u[:, None], taps, f1, f2, twiddle, jnp.array([31], jnp.int32), (False, False))
+            return api._run_forward(u, u, u[:, None], taps, f1, f2, twiddle, jnp.array([31], jnp.int32), NO_GATES)
 
     found = {}
     with interpreted():
@@ -135,9 +137,9 @@ def _previous_lag(xs, gs, lag, correlations=blocked_backward_sm90._block_correla
     return correlations(xs, gs, lag - 1)
 
 
-def _turned_the_other_way(z, radix_4=column_dft._radix_4):
-    first, second, third, fourth = radix_4(z)
-    return [first, fourth, third, second]
+def _turned_the_other_way(z, radix_sums=column_dft.radix_sums):
+    first, *others = radix_sums(z)
+    return [first, *reversed(others)]
 
 
 def _there_both_ways(table, zero, back, half=column_dft.half):
@@ -160,7 +162,7 @@ STEPS = {
     "conjugate of the product with the taps": ("y", PLAIN, [(kernel_sm90, "conj_times", chain.times)]),
     "twiddle on the way back": ("y", PLAIN, [(chain, "conj_times", chain.times)]),
     "last product": ("y", PLAIN, [(chain.Butterfly, "first_block", _minus_on_the_way_back)]),
-    "radix-4 step": ("y", WIDE, [(column_dft, "_radix_4", _turned_the_other_way)]),
+    "radix-4 step": ("y", WIDE, [(column_dft, "radix_sums", _turned_the_other_way)]),
     "blocks of 16 points on the way back": ("y", WIDE, [(column_dft, "half", _there_both_ways)]),
     "order of the twiddles of 64 columns": ("y", WIDE, [(column_dft, "twiddles", _of_the_other_piece)]),
     "order of the frequencies of 64 columns": ("y", WIDE, [(column_dft, "in_order", lambda spectrum: spectrum)]),

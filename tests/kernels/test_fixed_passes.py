@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.butterfly.fixed_passes import fixed_in_three_passes
 from flashbutterfly_jax import long_conv
+from pallas_kernels.fixed_passes import fixed_in_three_passes
 from tests.kernels.interpreter import interpreted
 from tests.kernels.parity_table import relative_error
 from tests.tolerances import FUSED
