@@ -108,6 +108,18 @@ class Panels:
         return persistent_kernel(body, out, scratch, self.grid, GROUPS)
 
 
+def load_tables(group, f, factors, scratch, barrier):
+    """Lets the first warpgroup copy F, plane by plane, and f to their places, and waits for them."""
+
+    @pl.when(group == 0)
+    def _():
+        for plane in range(f.shape[0]):
+            plgpu.copy_gmem_to_smem(f.at[plane], scratch["f"].at[plane], barrier)
+        plgpu.copy_gmem_to_smem(factors, scratch["factors"], barrier)
+
+    plgpu.barrier_wait(barrier)
+
+
 def row_vector(ref):
     """A number for each row of a matrix, in the registers of those that have the row."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1))

@@ -23,7 +23,7 @@ from jax import lax
 from pallas_kernels.fft_conv.column_dft import radix_sums
 from pallas_kernels.fft_conv.config import BLOCK, N1
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, sums_of_products
-from pallas_kernels.fft_conv.outer_panels import GROUPS, Panels, Shapes, along_rows, row_vector
+from pallas_kernels.fft_conv.outer_panels import GROUPS, Panels, Shapes, along_rows, load_tables, row_vector
 from pallas_kernels.fft_conv.widening import widened
 
 RADIX = 4
@@ -37,16 +37,6 @@ def _columns(first, count: int):
 def _from_row(first, count: int, step):
     """So many rows; Pallas checks no start that is not static, and TMA fills with zeros beyond the last row."""
     return pl.ds(pl.multiple_of(first + 0 * step, 16), count)
-
-
-def _load_tables(group, f, factors, scratch, barrier):
-    @pl.when(group == 0)
-    def _():
-        for part in (0, 1):
-            plgpu.copy_gmem_to_smem(f.at[part], scratch["f"].at[part], barrier)
-        plgpu.copy_gmem_to_smem(factors, scratch["factors"], barrier)
-
-    plgpu.barrier_wait(barrier)
 
 
 def _factor(factors, a: int, columns: int):
@@ -69,6 +59,12 @@ class _Schedule:
     barriers: Any
     fetch: Callable
     store: Callable
+
+    def begin(self, group, f, factors, scratch):
+        """Starts the copies of the first panels, and brings the tables."""
+        for ahead in range(self.panels.shapes.slots):
+            self.fetch(jnp.int32(ahead))
+        load_tables(group, f, factors, scratch, self.barriers["tables"])
 
     def panel(self, slot):
         """Waits for the panel of a step."""
@@ -148,9 +144,7 @@ def split(shapes: Shapes):
                 plgpu.copy_smem_to_gmem(source, target)
 
         schedule = _Schedule(panels, barriers, fetch, store)
-        for ahead in range(slots):
-            fetch(jnp.int32(ahead))
-        _load_tables(group, f, factors, scratch, barriers["tables"])
+        schedule.begin(group, f, factors, scratch)
 
         @pl.loop(0, panels.steps)
         def _(step):
@@ -219,9 +213,7 @@ def join(shapes: Shapes):
             plgpu.copy_smem_to_gmem(source, out.at[sequence, _from_row(0, plan.height, step), where])
 
         schedule = _Schedule(panels, barriers, fetch, store)
-        for ahead in range(slots):
-            fetch(jnp.int32(ahead))
-        _load_tables(group, f, factors, scratch, barriers["tables"])
+        schedule.begin(group, f, factors, scratch)
 
         @pl.loop(0, panels.steps)
         def _(step):

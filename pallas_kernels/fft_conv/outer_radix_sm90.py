@@ -24,23 +24,13 @@ from jax import lax
 from pallas_kernels.fft_conv.column_dft import radix_sums
 from pallas_kernels.fft_conv.config import BLOCK, N1
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, sums_of_products
-from pallas_kernels.fft_conv.outer_panels import GROUPS, Panels, Shapes, along_rows, row_vector
+from pallas_kernels.fft_conv.outer_panels import GROUPS, Panels, Shapes, along_rows, load_tables, row_vector
 from pallas_kernels.fft_conv.widening import widened
 
 
 def _zeros(count: int, columns: int):
     nothing = plgpu.layout_cast(jnp.zeros((N1, columns), F32), plgpu.Layout.WGMMA)
     return (nothing,) * count
-
-
-def _load_tables(group, f, factors, scratch, barrier):
-    @pl.when(group == 0)
-    def _():
-        for plane in range(3):
-            plgpu.copy_gmem_to_smem(f.at[plane], scratch["f"].at[plane], barrier)
-        plgpu.copy_gmem_to_smem(factors, scratch["factors"], barrier)
-
-    plgpu.barrier_wait(barrier)
 
 
 def split(shapes: Shapes):
@@ -70,7 +60,7 @@ def split(shapes: Shapes):
 
         for ahead in range(slots):
             fetch(jnp.int32(ahead))
-        _load_tables(group, f, factors, scratch, barriers["tables"])
+        load_tables(group, f, factors, scratch, barriers["tables"])
 
         @pl.loop(0, panels.steps)
         def _(step):
@@ -205,7 +195,7 @@ def join(shapes: Shapes):
 
         for ahead in range(slots):
             fetch(jnp.int32(ahead))
-        _load_tables(group, f, factors, scratch, barriers["tables"])
+        load_tables(group, f, factors, scratch, barriers["tables"])
 
         @pl.loop(0, panels.steps)
         def _(step):

@@ -287,6 +287,25 @@ def test_one_panel_of_a_split_and_a_join_by_two_factors(plan, monkeypatch):
     assert error_of_join(y[..., first], w[..., first], plan) < TOLERANCE  # 3.8e-4
 
 
+@pytest.mark.parametrize("plan", [OuterPlan(4, 16, paired=True), OuterPlan(8, 16, paired=True)], ids=str)
+def test_parts_of_paired_rows_lie_side_by_side(plan, monkeypatch):
+    """The first panel of both stages by two factors, as the three passes call them."""
+    for name in ("grid", "steps"):
+        monkeypatch.setattr(outer_panels.Panels, name, 1)
+    u, w = random(0, 1, 1, 1, plan.rows, BLOCK), random(1, 1, 1, 1, 2 * plan.rows, BLOCK)
+    with interpreted():
+        z = jax.jit(lambda u: three_pass._split(u, None, plan))(u)
+        y = jax.jit(lambda w: three_pass._join(w, None, plan, plan.rows))(w)
+    first = slice(outer_panels.Shapes(1, plan.rows, plan, jnp.float16).columns)
+
+    def apart(z):
+        """The parts one above the other, as others keep them."""
+        return np.asarray(z).reshape(1, plan.rows, 2, BLOCK)[..., first].swapaxes(1, 2).reshape(1, 2 * plan.rows, -1)
+
+    assert error_of_split(apart(z), u[0, 0, :, :, first], plan) < TOLERANCE
+    assert error_of_join(y[0, 0, :, :, first], apart(w), plan) < TOLERANCE
+
+
 TABLE_ERRORS = {
     "none": lambda f, factors: (f, factors),
     "scale": lambda f, factors: (f * f.dtype.type(1.01), factors),
