@@ -137,6 +137,19 @@ def test_plans_hold_their_sequences_and_no_more():
         outer_plan(1025)
 
 
+def test_both_ways_have_one_plan(monkeypatch):
+    """So that they can share a split; without a way back, rows of 4096 steps are paired."""
+    plans = []
+    monkeypatch.setattr(api, "outer_plan", lambda *asked, **more: plans.append(outer_plan(*asked, **more)) or plans[-1])
+    u, taps = jax.ShapeDtypeStruct((2, 1, 600_000), jnp.bfloat16), jax.ShapeDtypeStruct((1, 600_000), jnp.float32)
+    convolve = functools.partial(long_conv, implementation="mosaic_gpu")
+    jax.eval_shape(lambda u, taps: jax.vjp(convolve, u, taps)[1](u), u, taps)
+    assert set(plans) == {OuterPlan(4, 48)}
+    plans.clear()
+    jax.eval_shape(convolve, u, taps)
+    assert set(plans) == {OuterPlan(4, 48, paired=True)}
+
+
 @pytest.mark.parametrize(
     ("plan", "batch"),
     [(OuterPlan(1, 2), 3), (OuterPlan(1, 2, BLOCK // 2, True), 5), (OuterPlan(1, 2, paired=True), 3)],
@@ -302,8 +315,8 @@ def test_parts_of_paired_rows_lie_side_by_side(plan, monkeypatch):
         """The parts one above the other, as others keep them."""
         return np.asarray(z).reshape(1, plan.rows, 2, BLOCK)[..., first].swapaxes(1, 2).reshape(1, 2 * plan.rows, -1)
 
-    assert error_of_split(apart(z), u[0, 0, :, :, first], plan) < TOLERANCE
-    assert error_of_join(y[0, 0, :, :, first], apart(w), plan) < TOLERANCE
+    assert error_of_split(apart(z), u[0, 0, :, :, first], plan) < TOLERANCE  # 3.1e-4
+    assert error_of_join(y[0, 0, :, :, first], apart(w), plan) < TOLERANCE  # 3.9e-4
 
 
 TABLE_ERRORS = {
