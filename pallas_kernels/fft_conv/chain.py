@@ -153,9 +153,12 @@ class ByColumns(Butterfly):
     # Products at once. Results come as they are asked for: what becomes of a row takes fewer registers than its C.
     together: int = column_dft.PAIR
 
+    def _twiddles(self):
+        """A function as `column_dft.there` takes it."""
+        return functools.partial(column_dft.twiddles, complex_planes(self.twiddle, self.fresh()))
+
     def _operands(self, back: bool):
-        twiddle = functools.partial(column_dft.twiddles, complex_planes(self.twiddle, self.fresh()))
-        return twiddle, column_dft.half(self.f2, self.fresh(), back), self.f1.dtype, self.together
+        return self._twiddles(), column_dft.half(self.f2, self.fresh(), back), self.f1.dtype, self.together
 
     def second(self, tiles):
         """Yields C of each A, 16 columns of it at a time."""

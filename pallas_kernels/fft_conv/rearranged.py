@@ -6,7 +6,8 @@ one matrix and the last 8 for another. What a product leaves as real parts in ro
 16 w + 8 + i, i < 8, of each of two sequences, are then the real parts of both and their imaginary parts, in one thread.
 
 What multiplies both sequences is kept in the order in which threads take it, both parts of two columns side by side, so
-that one load of 16 bytes brings a thread's share of eight columns in float32, and nothing has to be converted.
+that one load of 16 bytes brings a thread's share of eight columns in float32, and nothing has to be converted. Of 64 complex
+rows a thread has eight numbers of such columns, its fragment, which take one load in 16 bits and two in float32.
 """
 
 from collections.abc import Callable
@@ -34,6 +35,7 @@ _TILE = plgpu.Layout.WGMMA
 _STRIDED = plgpu.Layout.WG_STRIDED(PACKED, 4)
 _HALF_AXIS = 4
 """Of the array of registers of a matrix: which 8 of 16 rows."""
+_THREADS = 128
 
 
 def exchanged(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -70,6 +72,72 @@ def unpacked(ref) -> tuple[jax.Array, jax.Array]:
 def packed(re: jax.Array, im: jax.Array) -> jax.Array:
     """The first 8 of each 16 rows of eight columns, as `unpacked` takes them."""
     return _packed.bind(re, im)
+
+
+def fragment_shape(dtype) -> tuple[int, int]:
+    """Of the numbers that a warpgroup takes with eight columns of 64 complex rows: loads by threads, and 16 bytes.
+
+    Example:
+      >>> [fragment_shape(dtype) for dtype in ("bfloat16", "float32")]
+      [(128, 8), (256, 4)]
+    """
+    each = 16 // jnp.dtype(dtype).itemsize
+    return 2 * N1 * PIECE // each, each
+
+
+def fragments(re: jax.Array, im: jax.Array) -> jax.Array:
+    """Complex matrices `(..., 64, n)` as `(..., n / 8, *fragment_shape(dtype))`, eight columns after the other.
+
+    Example:
+      >>> fragments(jnp.zeros((64, 64)), jnp.zeros((64, 64))).shape
+      (8, 256, 4)
+    """
+    *outer, _, n = re.shape
+    # ..., warp, half, i, piece, j, column; part first of a thread's numbers
+    cut = jnp.stack([re, im], -1).reshape(*outer, 4, 2, 8, n // PIECE, 4, 2, 2)
+    of_threads = cut.transpose(*range(len(outer)), *(len(outer) + axis for axis in (3, 0, 2, 4, 6, 1, 5)))
+    loads, each = fragment_shape(re.dtype)
+    by_loads = of_threads.reshape(*outer, n // PIECE, _THREADS, loads // _THREADS, each).swapaxes(-3, -2)
+    return by_loads.reshape(*outer, n // PIECE, loads, each)
+
+
+def load_fragments(ref) -> jax.Array:
+    """Eight columns that lie so in any memory, in registers as they are."""
+    return plgpu.load(ref, layout=_fragment_layout(ref.dtype))
+
+
+def parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Real and imaginary parts, `(64, 8)`, of what `load_fragments` loads."""
+    re, im = (_fragment_part.bind(x, part=part) for part in (0, 1))
+    return re, im
+
+
+def _fragment_layout(dtype):
+    shape = fragment_shape(dtype)
+    return plgpu.Layout.WG_STRIDED(shape, shape[1])
+
+
+def _fragment_part_by_rows(x, *, part: int):
+    loads, each = x.shape
+    of_threads = x.reshape(loads // _THREADS, _THREADS, each).swapaxes(0, 1).reshape(4, 8, 4, 2, 2, 2)
+    return of_threads[:, :, :, part].transpose(0, 3, 1, 2, 4).reshape(N1, PIECE)
+
+
+def _fragment_part_by_registers(x, *, part: int):
+    @plgpu.inline_mgpu(
+        arg_types=(_fragment_layout(x.dtype),),
+        return_type=plgpu.ShapeDtypeStruct((N1, PIECE), x.dtype, layout=_TILE),
+    )
+    def take(_, fragment):
+        each = x.shape[1]
+        registers = np.empty(mgpu.WGMMA_LAYOUT.registers_shape((N1, PIECE)), object)
+        for half in (0, 1):
+            load, place = divmod(4 * part + 2 * half, each)
+            source = fragment.registers.flat[load]
+            registers.swapaxes(0, _HALF_AXIS)[half] = _vector([source] * 2, [place, place + 1])
+        return _matrix(registers)
+
+    return take(x)
 
 
 def _halves_by_rows(first, second, *, half: int):
@@ -130,9 +198,10 @@ def _matrix(registers):
 
 
 def _vector(sources, places):
-    """Of float32 elements of registers."""
+    """Of elements of registers."""
     i32 = ir.IntegerType.get_signless(32)
-    result = llvm.mlir_undef(ir.VectorType.get((len(sources),), ir.F32Type.get()))
+    element_type = ir.VectorType(sources[0].type).element_type
+    result = llvm.mlir_undef(ir.VectorType.get((len(sources),), element_type))
     for number, (source, place) in enumerate(zip(sources, places, strict=True)):
         element = llvm.extractelement(source, mgpu.c(place, i32))
         result = llvm.insertelement(result, element, mgpu.c(number, i32))
@@ -158,3 +227,4 @@ def _primitive(name: str, meaning: Callable, on_gpu: Callable) -> Primitive:
 _halves = _primitive("halves_of_rows", _halves_by_rows, _halves_by_registers)
 _part = _primitive("part_of_packed", _part_by_rows, _part_by_registers)
 _packed = _primitive("packed_parts", _packed_by_rows, _packed_by_registers)
+_fragment_part = _primitive("part_of_fragments", _fragment_part_by_rows, _fragment_part_by_registers)

@@ -9,7 +9,6 @@ addresses, is some 85 instructions of a warp, as much as the products of two res
 """
 
 import functools
-import itertools
 
 import jax
 import jax.experimental.pallas as pl
@@ -18,17 +17,29 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
-from pallas_kernels.fft_conv.block_toeplitz import Schedule, Shapes, load_tables, put
+from pallas_kernels.fft_conv.block_toeplitz import Schedule, Shapes, load_columns, load_tables, put
 from pallas_kernels.fft_conv.chain import ByColumns, apply_gate, floats
 from pallas_kernels.fft_conv.config import N1, TILE
-from pallas_kernels.fft_conv.mosaic import CHUNK, load, matrices, persistent_kernel
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, complex_planes, load, matrices, persistent_kernel
+from pallas_kernels.fft_conv.rearranged import fragment_shape, load_fragments, parts
 
 GROUPS = 4
 MAX_BLOCKS = 2 * GROUPS
 """As many spectra, 128 KB, fit beside the tables."""
 
-_RING = 3
-"""Pieces of the taps' spectra on their way or in work, for each warpgroup."""
+_AHEAD = 2
+"""Pieces of the taps' spectra that are on their way while one is in work."""
+
+
+class _Chain(ByColumns):
+    """Whose twiddle factors are `fragments` in float32."""
+
+    def first_block(self, transposed: bool = False):
+        return tuple(plane.T if transposed else plane for plane in complex_planes(self.f1, self.fresh()))
+
+    def _twiddles(self):
+        zero, radix = self.fresh(), column_dft.radix(TILE)
+        return lambda piece: [parts(load_fragments(self.twiddle.at[zero + piece * radix + b1])) for b1 in range(radix)]
 
 
 def forward(shapes: Shapes):
@@ -42,14 +53,11 @@ def forward(shapes: Shapes):
     schedule = Schedule(shapes, least=1)  # whose spectra are read for each row in any case
     dtype, count = shapes.dtype, shapes.count
     results = range(GROUPS, count), range(GROUPS)
-    # The lag of each piece in the order in which they pass
-    order = [lag for ms in results for lag in range(ms[-1] + 1)]
 
     def fft_conv_streamed_forward(u, pre_gate, post_gate, spectrum, f1, f2, twiddle, shift, out, scratch):
         shift_by = shift[0]
         group = lax.axis_index("warpgroup")
         barriers = scratch["barriers"]
-        ring = scratch["ring"]
 
         def slot(second, zero):
             """The place of this warpgroup's first or second block."""
@@ -74,7 +82,7 @@ def forward(shapes: Shapes):
                 plgpu.copy_gmem_to_smem(source, slot(second, zero).at[0], barrier)
 
         def fetch_gate(step, second, gate, sequences, zero):
-            """Starts the copy of that block of a gate, 16 columns to each place of the ring; `sequences` is 1 or C."""
+            """Starts the copy of that block of a gate; `sequences` is 1 or C."""
             if not sequences:
                 return
             item, row, work = schedule.at(step + zero, 0)
@@ -83,29 +91,15 @@ def forward(shapes: Shapes):
             @pl.when(work & exists(second))
             def _():
                 source = gate.at[row, channel if sequences > 1 else 0, feature, block_rows(second, zero)]
-                for number, target in enumerate(gate_pieces(zero)):
-                    columns = pl.ds(number * CHUNK, CHUNK)
-                    plgpu.copy_gmem_to_smem(source.at[:, columns], target, barriers["gate"].at[group + zero])
+                plgpu.copy_gmem_to_smem(source, scratch["gates"].at[group + zero], barriers["gate"].at[group + zero])
 
-        def gate_pieces(zero):
-            """Its places in the ring, of 16 columns."""
-            return [ring.at[group * _RING + number // 2 + zero, number % 2] for number in range(TILE // CHUNK)]
-
-        def gate_in_ring(zero):
+        def gate_here(zero):
             """Waits for it."""
             plgpu.barrier_wait(barriers["gate"].at[group + zero])
-            return lax.concatenate([load(piece) for piece in gate_pieces(zero)], 1)
+            return load_columns(scratch["gates"].at[group + zero])
 
         def columns_of_group(zero):
             return pl.ds(pl.multiple_of((group + zero) * CHUNK, CHUNK), CHUNK)
-
-        def fetch_piece(step, number, zero):
-            item, *_ = schedule.at(step + zero, 0)
-            channel, feature = schedule.place(item)
-            place = group * _RING + number % _RING + zero
-            for plane in (0, 1):
-                source = spectrum.at[feature, channel, order[number], plane, :, columns_of_group(zero)]
-                plgpu.copy_gmem_to_smem(source, ring.at[place, plane], barriers["ring"].at[place])
 
         fetch_gate(jnp.int32(0), 0, pre_gate, shapes.pre_gates, 0)
         for second in (0, 1):
@@ -136,10 +130,10 @@ def forward(shapes: Shapes):
                     plgpu.barrier_wait(barriers["u"].at[second * GROUPS + group + zero])
                     x = slot(second, zero).at[0]
                     if shapes.pre_gates:
-                        x[...] = apply_gate(load(x), gate_in_ring(fresh(second)), dtype)
+                        x[...] = apply_gate(load(x), gate_here(fresh(second)), dtype)
                         plgpu.commit_smem()
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last results have left the slots
-                    chain = ByColumns.over(scratch, functools.partial(fresh, second))
+                    chain = _Chain.over(scratch, functools.partial(fresh, second))
                     (a,) = chain.first([x])
                     plgpu.commit_smem()  # the whole warpgroup has read x, which its spectrum replaces
 
@@ -149,48 +143,63 @@ def forward(shapes: Shapes):
 
             def products():
                 """Each warpgroup its own columns of all blocks, in place."""
-                numbers = itertools.count()
                 for ms in results:
                     # Branches, though they are always taken: the compiler would mix the products of different results
                     # and spill what it keeps for them.
-                    pl.when(fresh() == 0)(functools.partial(products_of, ms, numbers))
+                    pl.when(fresh() == 0)(functools.partial(products_of, ms))
 
-            def products_of(ms, numbers):
+            def products_of(ms):
+                halves = [products_of_half(ms, half) for half in range(CHUNK // PIECE)]
+                for m, pieces in zip(ms, zip(*halves, strict=True), strict=True):
+                    zero = fresh()
+                    for plane, both in enumerate(zip(*pieces, strict=True)):
+                        value = lax.concatenate(list(both), 1)
+                        scratch["slots"].at[m + zero, plane, :, columns_of_group(zero)][...] = value
+
+            def products_of_half(ms, half):
+                """Planes of conj(Y_m) of those results, of 8 columns."""
+                zero = fresh()
+                item, *_ = schedule.at(step + zero, 0)
+                channel, feature = schedule.place(item)
+                columns = slice(half * PIECE, (half + 1) * PIECE)
+                lags = range(ms[-1] + 1)
+
+                def taps_of(lag):
+                    piece = group * (CHUNK // PIECE) + half
+                    return load_fragments(spectrum.at[feature, channel, lag, piece])
+
+                ahead = [taps_of(lag) for lag in lags[:_AHEAD]]
+                xs: dict[int, tuple] = {}
                 ys: dict[int, tuple] = {}
-                for lag in range(ms[-1] + 1):
-                    number, zero = next(numbers), fresh()
-                    if number + _RING - 1 < len(order):
-                        plgpu.commit_smem()  # the whole warpgroup has read the piece before
-                        fetch_piece(step, number + _RING - 1, zero)
-                    place = group * _RING + number % _RING + zero
-                    plgpu.barrier_wait(barriers["ring"].at[place])
-                    c, d = floats(*(load(ring.at[place, plane]) for plane in (0, 1)))
+                for lag in lags:
+                    if lag + _AHEAD in lags:
+                        ahead.append(taps_of(lag + _AHEAD))
+                    c, d = floats(*parts(ahead[lag]))
                     for m in ms:
                         if m < lag:
                             continue
-                        spectrum_of_block = scratch["slots"].at[m - lag + zero, :, :, columns_of_group(zero)]
-                        a, b = floats(*(load(spectrum_of_block.at[plane]) for plane in (0, 1)))
+                        if m - lag not in xs:
+                            block = scratch["slots"].at[m - lag + zero, :, :, columns_of_group(zero)]
+                            xs[m - lag] = floats(*(load(block.at[plane])[:, columns] for plane in (0, 1)))
+                        a, b = xs[m - lag]
                         if m not in ys:  # conj(Y), in an order in which each line is two fused operations
                             ys[m] = a * c - b * d, -(a * d) - b * c
                         else:
                             re, im = ys[m]
                             ys[m] = re + a * c - b * d, im - a * d - b * c
-                for m, y in ys.items():
-                    zero = fresh()
-                    for plane, part in enumerate(y):
-                        scratch["slots"].at[m + zero, plane, :, columns_of_group(zero)][...] = part.astype(dtype)
+                return [tuple(part.astype(dtype) for part in ys[m]) for m in ms]
 
             def transform_back(second):
                 @pl.when(exists(second))
                 def _():
                     mine = slot(second, fresh(second))
                     planes = load(mine.at[0]), load(mine.at[1])
-                    chain = ByColumns.over(scratch, functools.partial(fresh, second))
+                    chain = _Chain.over(scratch, functools.partial(fresh, second))
                     (y,) = chain.inverse([planes], [slot(second, fresh(second))])
                     zero = fresh(second)
                     mine = slot(second, zero)
                     if shapes.post_gates:
-                        y = apply_gate(y, gate_in_ring(fresh(second)), dtype)
+                        y = apply_gate(y, gate_here(fresh(second)), dtype)
                     plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
                     mine[1] = y.astype(dtype)
                     plgpu.commit_smem()
@@ -206,14 +215,12 @@ def forward(shapes: Shapes):
             def convolve():
                 pl.loop(0, 2)(transform)
                 plgpu.commit_smem()
-                for number in range(_RING - 1):
-                    fetch_piece(step, number, fresh())
-                meet(fresh())
-                products()
-                plgpu.commit_smem()
                 fetch_gate(step, 0, post_gate, shapes.post_gates, fresh())
                 if not shapes.post_gates:
                     fetch_gate(step + 1, 0, pre_gate, shapes.pre_gates, fresh())
+                meet(fresh())
+                products()
+                plgpu.commit_smem()
                 meet(fresh())
                 pl.loop(0, 2)(transform_back)
                 if shapes.post_gates:
@@ -233,13 +240,12 @@ def forward(shapes: Shapes):
     scratch = {
         "f1": matrices((2, N1, N1), dtype, columns=CHUNK),
         "f2": matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
-        "twiddle": matrices((2, N1, TILE), dtype, columns=CHUNK),
+        "twiddle": plgpu.SMEM((TILE // PIECE, *fragment_shape(F32)), F32),
         "slots": matrices((MAX_BLOCKS, 2, N1, TILE), dtype, columns=CHUNK),
-        "ring": matrices((GROUPS * _RING, 2, N1, CHUNK), dtype),
+        "gates": matrices((GROUPS, N1, TILE), dtype, columns=CHUNK),
         "barriers": {
-            "tables": plgpu.Barrier(num_arrivals=5),
-            "ring": plgpu.Barrier(num_arrivals=2, num_barriers=GROUPS * _RING),
-            "gate": plgpu.Barrier(num_arrivals=TILE // CHUNK, num_barriers=GROUPS),
+            "tables": plgpu.Barrier(num_arrivals=3 + TILE // PIECE),
+            "gate": plgpu.Barrier(num_arrivals=1, num_barriers=GROUPS),
             "all": plgpu.Barrier(num_arrivals=GROUPS, num_barriers=1),
             "u": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS),
         },

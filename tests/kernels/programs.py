@@ -37,6 +37,8 @@ from pallas_kernels.fft_conv import (
 )
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config, Kernel
 from pallas_kernels.fft_conv.outer_plan import RADICES, OuterPlan, inner_tables
+from pallas_kernels.fft_conv.mosaic import PIECE
+from pallas_kernels.fft_conv.rearranged import fragment_shape
 from pallas_kernels.fft_conv.tables import convolution_tables, dft_tables
 from pallas_kernels.fft_conv.tuned import configuration
 
@@ -148,8 +150,12 @@ def _blocked_backward(program: Program):
 def _streamed_forward(program: Program):
     shapes = _blocked_shapes(program)
     u, tables = _blocked_operands(shapes)
-    spectra = jax.ShapeDtypeStruct((*shapes.spectra, 2, N1, TILE), shapes.dtype)
-    return streamed_sm90.forward(shapes), (u, u, u, spectra, *tables)
+    f1, f2, twiddle, shift = tables
+    spectra, twiddle = (
+        jax.ShapeDtypeStruct((*outer, TILE // PIECE, *fragment_shape(dtype)), dtype)
+        for outer, dtype in ((shapes.spectra, shapes.dtype), ((), jnp.float32))
+    )
+    return streamed_sm90.forward(shapes), (u, u, u, spectra, f1, f2, twiddle, shift)
 
 
 @dataclasses.dataclass(frozen=True)
