@@ -101,6 +101,22 @@ def fragments(re: jax.Array, im: jax.Array) -> jax.Array:
     return by_loads.reshape(*outer, n // PIECE, loads, each)
 
 
+def from_fragments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both parts, complex matrices `(..., 64, n)`, of `fragments`.
+
+    Example:
+      >>> [part.shape for part in from_fragments(jnp.zeros((3, 8, 256, 4)))]
+      [(3, 64, 64), (3, 64, 64)]
+    """
+    *outer, pieces, loads, each = x.shape
+    of_threads = x.reshape(*outer, pieces, loads // _THREADS, _THREADS, each).swapaxes(-3, -2)
+    # warp, i, j, part, half, column of each piece
+    cut = of_threads.reshape(*outer, pieces, 4, 8, 4, 2, 2, 2)
+    rows_first = cut.transpose(*range(len(outer)), *(len(outer) + axis for axis in (4, 1, 5, 2, 0, 3, 6)))
+    re, im = jnp.moveaxis(rows_first.reshape(*outer, 2, N1, pieces * PIECE), -3, 0)
+    return re, im
+
+
 def load_fragments(ref) -> jax.Array:
     """Eight columns that lie so in any memory, in registers as they are."""
     return plgpu.load(ref, layout=_fragment_layout(ref.dtype))
@@ -110,6 +126,11 @@ def parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Real and imaginary parts, `(64, 8)`, of what `load_fragments` loads."""
     re, im = (_fragment_part.bind(x, part=part) for part in (0, 1))
     return re, im
+
+
+def fragment(re: jax.Array, im: jax.Array) -> jax.Array:
+    """Eight columns of both parts, `(64, 8)`, as `parts` takes them."""
+    return _fragment.bind(re, im)
 
 
 def _fragment_layout(dtype):
@@ -138,6 +159,29 @@ def _fragment_part_by_registers(x, *, part: int):
         return _matrix(registers)
 
     return take(x)
+
+
+def _fragment_by_rows(re, im):
+    return fragments(re, im)[0]
+
+
+def _fragment_by_registers(re, im):
+    shape = fragment_shape(re.dtype)
+
+    @plgpu.inline_mgpu(
+        arg_types=(_TILE, _TILE),
+        return_type=plgpu.ShapeDtypeStruct(shape, re.dtype, layout=_fragment_layout(re.dtype)),
+    )
+    def take(_, *matrices):
+        pairs = [matrix.registers.take(half, _HALF_AXIS).item() for matrix in matrices for half in (0, 1)]
+        loads = len(pairs) * 2 // shape[1]
+        registers = np.empty(loads, object)
+        for load, these in enumerate(np.array_split(np.arange(len(pairs)), loads)):
+            registers[load] = _vector([pairs[i] for i in these for _ in (0, 1)], [0, 1] * len(these))
+        layout = mgpu.WGStridedFragLayout(shape, shape[1])
+        return mgpu.FragmentedArray(_registers=registers, _layout=layout, _is_signed=None)
+
+    return take(re, im)
 
 
 def _halves_by_rows(first, second, *, half: int):
@@ -228,3 +272,4 @@ _halves = _primitive("halves_of_rows", _halves_by_rows, _halves_by_registers)
 _part = _primitive("part_of_packed", _part_by_rows, _part_by_registers)
 _packed = _primitive("packed_parts", _packed_by_rows, _packed_by_registers)
 _fragment_part = _primitive("part_of_fragments", _fragment_part_by_rows, _fragment_part_by_registers)
+_fragment = _primitive("fragment", _fragment_by_rows, _fragment_by_registers)

@@ -31,6 +31,7 @@ from pallas_kernels.fft_conv import (
     outer_radix_sm90,
     outer_sm90,
     spectrum_sm90,
+    streamed_backward_sm90,
     streamed_sm90,
     three_pass,
     tiles,
@@ -156,6 +157,19 @@ def _streamed_forward(program: Program):
         for outer, dtype in ((shapes.spectra, shapes.dtype), ((), jnp.float32))
     )
     return streamed_sm90.forward(shapes), (u, u, u, spectra, f1, f2, twiddle, shift)
+
+
+def _streamed_backward(program: Program):
+    shapes = dataclasses.replace(_blocked_shapes(program), pre_gates=0, post_gates=0)
+    (u, _, _, ks, *tables) = _streamed_forward(program)[1]
+    xs = streamed_backward_sm90.spectra_of_sequences(shapes)
+    return streamed_backward_sm90.backward(shapes), (u, xs, ks, *tables)
+
+
+def _streamed_transform(program: Program):
+    shapes = dataclasses.replace(_blocked_shapes(program), pre_gates=0, post_gates=0)
+    (u, _, _, _, *tables) = _streamed_forward(program)[1]
+    return streamed_backward_sm90.transform(shapes), (u, *tables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,6 +375,11 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
         ("forward", _streamed_forward, Blocks(count, (0, count - 1)), "fft_conv_streamed_forward")
         for count in (5, 6, 7, 8)
     ),
+    *(
+        ("backward", _streamed_backward, Blocks(count, (0, count - 1)), "fft_conv_streamed_backward")
+        for count in (5, 6, 7, 8)
+    ),
+    ("transform", _streamed_transform, Blocks(8, (0, 7)), "fft_conv_streamed_transform"),
     *(("inner forward", _inner_forward, Rows(plan), "fft_conv_inner_forward") for plan in (*_INNER, _WIDE)),
     *(("inner backward", _inner_backward, Rows(plan), "fft_conv_inner_backward") for plan in _INNER),
     *(("inner spectrum", _taps_forward, Rows(plan), "fft_conv_inner_transform") for plan in (*_INNER, _WIDE)),
