@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels.fft_conv import block_toeplitz, blocked_backward_sm90, blocked_sm90, streamed_sm90
 from pallas_kernels.fft_conv.config import MAX_BLOCKS
 from pallas_kernels.fft_conv.lowering import lowered_once
+from pallas_kernels.fft_conv.rearranged import fragments
 from pallas_kernels.fft_conv.tables import convolution_tables
 
 
@@ -17,9 +18,12 @@ def forward(x, pre_gate, post_gate, spectra, lags: tuple[int, int], *tables):
     """The convolution `(B, C, D, rows, 64)` of x with taps of those lags; what takes several launches is summed."""
     shapes = _shapes(x, pre_gate, post_gate, spectra, lags)
     operands = x, *_present(x, pre_gate, post_gate)
-    tables = _in_dtype(x.dtype, *tables)
     if shapes.count > MAX_BLOCKS:
-        return lowered_once(streamed_sm90.forward, shapes)(*operands, spectra, *tables)
+        *tables, shift = tables
+        taps = fragments(*jnp.moveaxis(spectra, -3, 0))
+        kernel = lowered_once(streamed_sm90.forward, shapes)
+        return kernel(*operands, taps, *streamed_sm90.tables(*tables, x.dtype), shift)
+    tables = _in_dtype(x.dtype, *tables)
     results = []
     for first in range(lags[0], lags[1] + 1, shapes.most_lags):
         some = first, min(first + shapes.most_lags - 1, lags[1])

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
-from pallas_kernels.fft_conv.block_toeplitz import Schedule, Shapes, load_columns, load_tables, put
+from pallas_kernels.fft_conv.block_toeplitz import Schedule, Shapes, inverse, load_columns, load_tables, put, put_columns
 from pallas_kernels.fft_conv.chain import ByColumns, apply_gate, floats
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, complex_planes, load, matrices, persistent_kernel
-from pallas_kernels.fft_conv.rearranged import fragment_shape, load_fragments, parts
+from pallas_kernels.fft_conv.rearranged import fragment_shape, fragments, load_fragments, parts
+from pallas_kernels.fft_conv.tables import convolution_tables
 
 GROUPS = 4
 MAX_BLOCKS = 2 * GROUPS
@@ -29,6 +30,12 @@ MAX_BLOCKS = 2 * GROUPS
 
 _AHEAD = 2
 """Pieces of the taps' spectra that are on their way while one is in work."""
+
+
+def tables(f1, f2, twiddle, dtype):
+    """Those of the kernel from those of `tables.dft_tables` in float32; twiddle factors stay in it."""
+    f1, f2, twiddle = convolution_tables(f1, f2, twiddle)
+    return f1[:2].astype(dtype), f2.astype(dtype), fragments(*twiddle)
 
 
 class _Chain(ByColumns):
@@ -130,7 +137,7 @@ def forward(shapes: Shapes):
                     plgpu.barrier_wait(barriers["u"].at[second * GROUPS + group + zero])
                     x = slot(second, zero).at[0]
                     if shapes.pre_gates:
-                        x[...] = apply_gate(load(x), gate_here(fresh(second)), dtype)
+                        put_columns(x, apply_gate(load_columns(x), gate_here(fresh(second)), dtype))
                         plgpu.commit_smem()
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last results have left the slots
                     chain = _Chain.over(scratch, functools.partial(fresh, second))
@@ -193,15 +200,14 @@ def forward(shapes: Shapes):
                 @pl.when(exists(second))
                 def _():
                     mine = slot(second, fresh(second))
-                    planes = load(mine.at[0]), load(mine.at[1])
                     chain = _Chain.over(scratch, functools.partial(fresh, second))
-                    (y,) = chain.inverse([planes], [slot(second, fresh(second))])
+                    y = inverse(chain, [mine.at[plane] for plane in (0, 1)], slot(second, fresh(second)))
                     zero = fresh(second)
                     mine = slot(second, zero)
                     if shapes.post_gates:
                         y = apply_gate(y, gate_here(fresh(second)), dtype)
                     plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
-                    mine[1] = y.astype(dtype)
+                    put_columns(mine.at[1], y.astype(dtype))
                     plgpu.commit_smem()
 
                     item, row, _ = schedule.at(step + zero, 0)
