@@ -143,6 +143,12 @@ def _on_chip(u, taps):
     return blocks <= (MAX_BLOCKS if ahead else streamed_sm90.MAX_BLOCKS)
 
 
+def _on_chip_back(u, taps, gates):
+    """Whether cotangents come without three passes: of more than `MAX_BLOCKS` blocks those of causal taps, no gates."""
+    blocks, ahead = _blocks(u, taps)
+    return blocks <= MAX_BLOCKS or not ahead and blocks <= streamed_sm90.MAX_BLOCKS and not gates.pre | gates.post
+
+
 class _Gates(NamedTuple):
     """Which of the gates there are, and whether the way back follows, so that it may share what the way there makes."""
 
@@ -247,7 +253,7 @@ def _run_forward(u, pre_gate, post_gate, taps, f1, f2, twiddle, shift, gates: _G
 
 
 def _run_backward(u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift, gates: _Gates):
-    if _blocks(u, taps)[0] > MAX_BLOCKS:
+    if not _on_chip_back(u, taps, gates):
         return _run_long_backward(gates, u, pre_gate, post_gate, g, taps, shift)
     if _blocks(u, taps)[0] > 1:
         return _run_blocked_backward(gates, u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift)

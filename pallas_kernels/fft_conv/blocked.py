@@ -7,7 +7,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from pallas_kernels.fft_conv import block_toeplitz, blocked_backward_sm90, blocked_sm90, streamed_sm90
+from pallas_kernels.fft_conv import block_toeplitz, blocked_backward_sm90, blocked_sm90, streamed_backward_sm90, streamed_sm90
 from pallas_kernels.fft_conv.config import MAX_BLOCKS
 from pallas_kernels.fft_conv.lowering import lowered_once
 from pallas_kernels.fft_conv.rearranged import fragments
@@ -19,10 +19,8 @@ def forward(x, pre_gate, post_gate, spectra, lags: tuple[int, int], *tables):
     shapes = _shapes(x, pre_gate, post_gate, spectra, lags)
     operands = x, *_present(x, pre_gate, post_gate)
     if shapes.count > MAX_BLOCKS:
-        *tables, shift = tables
-        taps = fragments(*jnp.moveaxis(spectra, -3, 0))
         kernel = lowered_once(streamed_sm90.forward, shapes)
-        return kernel(*operands, taps, *streamed_sm90.tables(*tables, x.dtype), shift)
+        return kernel(*operands, _of_threads(spectra), *_streamed_tables(x.dtype, *tables))
     tables = _in_dtype(x.dtype, *tables)
     results = []
     for first in range(lags[0], lags[1] + 1, shapes.most_lags):
@@ -39,9 +37,14 @@ def backward(x, pre_gate, post_gate, g, spectra, lags: tuple[int, int], *tables)
     """Cotangents: of pre x, a share for each channel; of a post gate, or None; of the spectra, in parts.
 
     Where the backward kernel has no room for the first, that is a convolution of its own, with the conjugate spectra at
-    the opposite lags.
+    the opposite lags. More than four blocks are taken without gates.
     """
     shapes = _shapes(x, pre_gate, post_gate, spectra, lags)
+    if shapes.count > MAX_BLOCKS:
+        tables = _streamed_tables(x.dtype, *tables)
+        xs = lowered_once(streamed_backward_sm90.transform, shapes)(x, *tables)
+        d_x, d_spectra = lowered_once(streamed_backward_sm90.backward, shapes)(g, xs, _of_threads(spectra), *tables)
+        return d_x, None, streamed_backward_sm90.whole_spectra(d_spectra, shapes)
     operands = x, g, *_present(x, pre_gate, post_gate)
     kernel = lowered_once(blocked_backward_sm90.backward, shapes)
     if shapes.dx_fits:
@@ -64,6 +67,14 @@ def _shapes(x, pre_gate, post_gate, spectra, lags):
 def _present(x, pre_gate, post_gate):
     """The gates, with x in the place of an absent one."""
     return x if pre_gate is None else pre_gate, x if post_gate is None else post_gate
+
+
+def _of_threads(spectra):
+    return fragments(*jnp.moveaxis(spectra, -3, 0))
+
+
+def _streamed_tables(dtype, f1, f2, twiddle, shift):
+    return *streamed_sm90.tables(f1, f2, twiddle, dtype), shift
 
 
 def _in_dtype(dtype, f1, f2, twiddle, shift):

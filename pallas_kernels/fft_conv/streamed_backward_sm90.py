@@ -14,6 +14,7 @@ result in L2 by TMA, 8 columns of a lag at a time, in the order of threads.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.experimental.pallas as pl
@@ -225,6 +226,8 @@ def backward(shapes: Shapes):
                         totals[m] = (a * c + b * d if re is None else re + a * c + b * d), turned
                 return [totals[m] for m in ms]
 
+            copies = itertools.count()
+
             def add(ms, half):
                 """This row's share of dK."""
                 item, row, _ = schedule.at(step + fresh(), 0)
@@ -235,8 +238,8 @@ def backward(shapes: Shapes):
                 def spectra(s, zero):
                     return xs.at[row, channel if shapes.sequences > 1 else 0, feature, s + zero]
 
-                for number, (m, total) in enumerate(zip(ms, sums(spectra, ms, half, conjugate=False), strict=True)):
-                    share = scratch["sums"].at[2 * group + number % 2 + fresh()]
+                for m, total in zip(ms, sums(spectra, ms, half, conjugate=False), strict=True):
+                    share = scratch["sums"].at[2 * group + next(copies) % 2 + fresh()]
                     plgpu.wait_smem_to_gmem(1, wait_read_only=True)  # the last but one has left this place
                     share[...] = fragment(*total)
                     plgpu.commit_smem()
