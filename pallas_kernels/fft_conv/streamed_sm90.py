@@ -85,7 +85,7 @@ def forward(shapes: Shapes):
             @pl.when(work & exists(second))
             def _():
                 source = u.at[row, channel if shapes.sequences > 1 else 0, feature, block_rows(second, zero)]
-                barrier = barriers["u"].at[second * GROUPS + group + zero]
+                barrier = barriers["rows"].at[second * GROUPS + group + zero]
                 plgpu.copy_gmem_to_smem(source, slot(second, zero).at[0], barrier)
 
         def fetch_gate(step, second, gate, sequences, zero):
@@ -98,11 +98,11 @@ def forward(shapes: Shapes):
             @pl.when(work & exists(second))
             def _():
                 source = gate.at[row, channel if sequences > 1 else 0, feature, block_rows(second, zero)]
-                plgpu.copy_gmem_to_smem(source, scratch["gates"].at[group + zero], barriers["gate"].at[group + zero])
+                plgpu.copy_gmem_to_smem(source, scratch["gates"].at[group + zero], barriers["rows"].at[MAX_BLOCKS + group + zero])
 
         def gate_here(zero):
             """Waits for it."""
-            plgpu.barrier_wait(barriers["gate"].at[group + zero])
+            plgpu.barrier_wait(barriers["rows"].at[MAX_BLOCKS + group + zero])
             return load_columns(scratch["gates"].at[group + zero])
 
         def columns_of_group(zero):
@@ -134,7 +134,7 @@ def forward(shapes: Shapes):
                 @pl.when(exists(second))
                 def _():
                     zero = fresh(second)
-                    plgpu.barrier_wait(barriers["u"].at[second * GROUPS + group + zero])
+                    plgpu.barrier_wait(barriers["rows"].at[second * GROUPS + group + zero])
                     x = slot(second, zero).at[0]
                     if shapes.pre_gates:
                         put_columns(x, apply_gate(load_columns(x), gate_here(fresh(second)), dtype))
@@ -251,9 +251,9 @@ def forward(shapes: Shapes):
         "gates": matrices((GROUPS, N1, TILE), dtype, columns=CHUNK),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=3 + TILE // PIECE),
-            "gate": plgpu.Barrier(num_arrivals=1, num_barriers=GROUPS),
             "all": plgpu.Barrier(num_arrivals=GROUPS, num_barriers=1),
-            "u": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS),
+            # Of one array the phases take one register: those of the gates follow those of the blocks.
+            "rows": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS + GROUPS),
         },
     }
     return persistent_kernel(
