@@ -320,9 +320,9 @@ def _learned_rows_backward(program: Program):
 
 def _learned_outer(program: Program):
     plan, on, dtype = program.config.plan, program.options, jnp.dtype(program.dtype)
-    rows = plan.rows - 8 * on
+    rows = 8 if on and plan.rows < 8 else plan.rows - 8 * on  # few are padded
     shapes = learned_outer_sm90.Shapes(
-        (16 - on) * (FEATURES - on), 2 * plan.rows, rows, dtype, joins=program.config.join
+        (16 - on) * (FEATURES - 2 * on), 2 * plan.rows, rows, dtype, joins=program.config.join
     )
     z, x = (jax.ShapeDtypeStruct((shapes.sequences * count, N1, TILE), dtype) for count in (2 * plan.rows, rows))
     matrix = jax.ShapeDtypeStruct((N1, N1 * shapes.own), dtype)
@@ -344,7 +344,7 @@ _LAGS = {2: ((0, 1), (-1, 0), (-1, 1)), 3: ((0, 2), (-2, 0), (-2, 2)), 4: ((0, 3
 _INNER = OuterPlan(1, 16), OuterPlan(1, 32, BLOCK // 2, True)
 _WIDE = OuterPlan(4, N1, paired=True)
 _DIRECT = (
-    *(OuterPlan(1, m) for m in (16, 64, 128)),
+    *(OuterPlan(1, m) for m in (8, 16, 64, 128)),
     *(OuterPlan(1, m, BLOCK // 2, True) for m in (16, 32, 128)),
 )
 _BY_TWO_FACTORS = tuple(OuterPlan(radix, N1, paired=paired) for radix in RADICES for paired in (False, True))
@@ -376,8 +376,9 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
 )
 
 LEARNED_ROWS = tuple(
-    Program(f"learned rows {way}", builder, Rows(OuterPlan(1, 16)), dtype, options, f"learned_rows_{way}")
+    Program(f"learned rows {way}", builder, Rows(OuterPlan(1, rows)), dtype, options, f"learned_rows_{way}")
     for way, builder in (("forward", _learned_rows_forward), ("backward", _learned_rows_backward))
+    for rows in (2, 16)
     for dtype in DTYPES
     for options in (False, True)
 )
@@ -387,7 +388,7 @@ LEARNED_OUTER = tuple(
     Program(
         f"learned outer {name}", _learned_outer, Rows(OuterPlan(1, rows), join), dtype, options, "learned_outer_product"
     )
-    for name, join, counts in (("product", False, (16, 128)), ("product and join", True, (16, 64)))
+    for name, join, counts in (("product", False, (2, 16, 128)), ("product and join", True, (2, 16, 64)))
     for rows in counts
     for dtype in DTYPES
     for options in (False, True)
@@ -465,7 +466,7 @@ PROGRAMS = (
     *LEARNED_OUTER,
 )
 
-_MUCH_LIKE_ANOTHER = {"5 blocks", "6 blocks", "7 blocks", "16 rows", "64 rows", "8 x 64 rows"}
+_MUCH_LIKE_ANOTHER = {"5 blocks", "6 blocks", "7 blocks", "8 rows", "16 rows", "64 rows", "8 x 64 rows"}
 
 TYPICAL = tuple(
     program

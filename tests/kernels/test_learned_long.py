@@ -79,8 +79,10 @@ def check(got, want, dtype):
 @pytest.mark.parametrize(
     ("case", "grid"),
     [
-        # half of Z is padding; sequences and taps that end early; two blocks of threads for each row
+        # two rows of each of three sequences, that fill no tiles; these and the taps end early; blocks share rows
         ((2, 8000, 7000, 3, 1, "bfloat16"), 8),
+        # four sequences taken for one, of u and of the taps
+        ((2, 8192, 8192, 1, 4, "float16"), 4),
         # a sequence shorter than the taps, two features for one block
         ((4, 9000, 16384, 1, 2, "float16"), 4),
         # more rows than the sequence has tiles of
@@ -182,7 +184,7 @@ CASE = 3, 8000, 12000, 4, 3, "float16", True
 
 
 def test_what_stands_around_the_kernels(algebra):
-    """Three rows, padded to four; twelve sequences, split by fours, that have two of them, and taps that have all."""
+    """Three rows; twelve sequences, split by fours, that have two of them, and three of taps, that have all."""
     arguments, g, butterfly, want = problem(*CASE)
     check(run(g, arguments, butterfly), want, "float16")  # 1.0e-3
 
