@@ -37,6 +37,7 @@ from pallas_kernels.fft_conv import (
     learned_outer_sm90,
     learned_rows_backward_sm90,
     learned_rows_forward_sm90,
+    learned_rows_transform_sm90,
     outer_sm90,
 )
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
@@ -141,11 +142,9 @@ def tap_spectra(taps, of_taps: Transform, dtype, shift, plan: Plan):
     """The taps' spectra; `forward` says what the arguments are."""
     x, size = _normalized(taps[:, None])
     z = _split(x, of_taps.outer)
-    w = _rows_forward(z, _one(plan), of_taps, _identity(plan), shift, plan).astype(jnp.float32)
-    re, im = jnp.split(w.reshape(-1, 2 * plan.rows, N1, TILE), 2, 1)
-    t_re, t_im = plan.twiddle().swapaxes(0, 1)
-    planes = jnp.stack([re * t_re - im * t_im, re * t_im + im * t_re], 2)
-    return (planes * (plan.spectrum_scale * size[:, None, None, None, None])).astype(dtype)
+    tables = (table.astype(z.dtype) for table in (_three(of_taps.first), of_taps.second, plan.twiddle()))
+    kernel = lowered_once(learned_rows_transform_sm90.transform, _shapes(z, plan), jnp.dtype(dtype))
+    return kernel(z, size * plan.spectrum_scale, *tables, shift)
 
 
 def tap_cotangents(taps, d_spectra, of_taps: Transform, shift, plan: Plan):

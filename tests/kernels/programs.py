@@ -25,6 +25,7 @@ from pallas_kernels.fft_conv import (
     learned_rows,
     learned_rows_backward_sm90,
     learned_rows_forward_sm90,
+    learned_rows_transform_sm90,
     learned_sm90,
     outer_panels,
     outer_radix4_sm90,
@@ -311,6 +312,16 @@ def _learned_rows_forward(program: Program):
     return learned_rows_forward_sm90.forward(shapes), (shapes.sequences, spectrum, *tables, shift)
 
 
+def _learned_rows_transform(program: Program):
+    """In float16, whatever the spectra are in."""
+    shapes, _, twiddle, shift = _learned_rows_operands(dataclasses.replace(program, dtype="float16"))
+    shapes = dataclasses.replace(shapes, batch=shapes.features, features=1)
+    first, second = (jax.ShapeDtypeStruct((*planes, N1, N1), shapes.dtype) for planes in ((shapes.rows, 3), (2,)))
+    scale = jax.ShapeDtypeStruct((shapes.batch,), jnp.float32)
+    kernel = learned_rows_transform_sm90.transform(shapes, jnp.dtype(program.dtype))
+    return kernel, (shapes.sequences, scale, first, second, twiddle, shift)
+
+
 def _learned_rows_backward(program: Program):
     shapes, spectrum, twiddle, shift = _learned_rows_operands(program)
     first, second = (jax.ShapeDtypeStruct((2, *rows, 2, N1, N1), shapes.dtype) for rows in ((shapes.rows,), ()))
@@ -377,7 +388,11 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
 
 LEARNED_ROWS = tuple(
     Program(f"learned rows {way}", builder, Rows(OuterPlan(1, rows)), dtype, options, f"learned_rows_{way}")
-    for way, builder in (("forward", _learned_rows_forward), ("backward", _learned_rows_backward))
+    for way, builder in (
+        ("forward", _learned_rows_forward),
+        ("backward", _learned_rows_backward),
+        ("transform", _learned_rows_transform),
+    )
     for rows in (2, 16)
     for dtype in DTYPES
     for options in (False, True)

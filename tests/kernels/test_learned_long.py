@@ -123,6 +123,17 @@ def rows_forward(shapes):
     return kernel
 
 
+def rows_transform(shapes, dtype):
+    """`learned_rows_transform_sm90.transform` in float32."""
+
+    def kernel(z, scale, f1, f2, t, shift):
+        f1, f2, t = map(complex_of, (f1[:, :2], f2, t))
+        c = scale[:, None, None, None] * ((t * (f1 @ rows_of(z)[:, 0])) @ f2)
+        return jnp.stack([c.real, c.imag], 2).astype(dtype)
+
+    return kernel
+
+
 def rows_backward(shapes):
     """`learned_rows_backward_sm90.backward` in float32."""
 
@@ -174,8 +185,9 @@ def algebra(monkeypatch):
     """What the kernels compute, written out, in their place, on any device."""
     monkeypatch.setattr(learned_long_api, "on_gpu", lambda operation, grid, *x: operation.fun(*x, None, grid))
     monkeypatch.setattr(learned_three_pass, "_stage", stage)
-    monkeypatch.setattr(learned_three_pass, "lowered_once", lambda make, shapes: make(shapes))
+    monkeypatch.setattr(learned_three_pass, "lowered_once", lambda make, *shapes: make(*shapes))
     monkeypatch.setattr(learned_three_pass.learned_rows_forward_sm90, "forward", rows_forward)
+    monkeypatch.setattr(learned_three_pass.learned_rows_transform_sm90, "transform", rows_transform)
     monkeypatch.setattr(learned_three_pass.learned_rows_backward_sm90, "backward", rows_backward)
     monkeypatch.setattr(learned_three_pass.learned_outer_sm90, "product", outer_product)
 
@@ -214,12 +226,13 @@ def test_an_error_in_any_step_shows(name, algebra, monkeypatch):
 butterfly = LearnedButterfly("right_angle", (8, N1, N1), learn_inverse=True)
 LENGTH = 8 * BLOCK
 # Of the taps too, in float16. Cotangents of u and of the taps are joined where those of the outer blocks are summed up.
-FORWARD = ["fft_conv_outer_stage"] * 3 + ["learned_rows_forward"] * 2
+FORWARD = ["fft_conv_outer_stage"] * 3 + ["learned_rows_forward", "learned_rows_transform"]
 GRADIENT = [
     *["fft_conv_outer_stage"] * 3,
     *["learned_outer_product"] * 3,
     *["learned_rows_backward"] * 2,
-    *["learned_rows_forward"] * 2,
+    "learned_rows_forward",
+    "learned_rows_transform",
 ]
 
 
