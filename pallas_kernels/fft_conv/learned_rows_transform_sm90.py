@@ -16,7 +16,7 @@ from pallas_kernels.fft_conv.learned_rows_forward_sm90 import Rows, scratch_type
 from pallas_kernels.fft_conv.mosaic import persistent_kernel
 
 WARPGROUPS = 3
-"""Of a block, each with a row to itself: of four the compiler lets products wait for each other, for want of registers."""
+"""Of a block, each with a row to itself: with four, of 128 registers, products would wait for each other."""
 
 _TABLES = "f1", "f2", "twiddle"
 

@@ -20,10 +20,11 @@ to sum up:
 From four on blocks are padded with zeros to a multiple of four. Those rows of Z are zero, and so is all that comes of
 them.
 
-The spectra of the taps go through the same kernels, in float16 whatever the convolution is in, with blocks on the way
-back that are identities and a spectrum that is one: what comes of a row is conj(T) * K then, and of conj(T) times the
-cotangent of K in the place of H, as it is transformed to that cotangent, all that is left to join or to sum up. Numbers
-are divided by the largest of their feature.
+The taps are one more sequence of each feature, in float16 whatever the convolution is in, that goes the way there
+(`learned_rows_transform_sm90`). Their cotangents come of the same kernels as those of u, with blocks on the way back
+that are identities and a spectrum that is one: of conj(T) times the cotangent of K in the place of H, as it is
+transformed to that cotangent, all that is left to join or to sum up. Numbers are divided by the largest of their
+feature.
 """
 
 import dataclasses
