@@ -22,7 +22,7 @@ from jax import lax
 
 from pallas_kernels.fft_conv.column_dft import radix_sums
 from pallas_kernels.fft_conv.config import BLOCK, N1
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, load, matrices, sums_of_products
 from pallas_kernels.fft_conv.outer_panels import GROUPS, Panels, Shapes, along_rows, load_tables, row_vector
 from pallas_kernels.fft_conv.widening import widened
 
@@ -155,7 +155,8 @@ def split(shapes: Shapes):
             def _():
                 schedule.panel(slot)
                 sources = [scratch["panel"].at[slot, a, :, mine] for a in range(RADIX)]
-                w = sums_of_products(*([(scratch["f"].at[part], u_a)] for u_a in sources for part in (0, 1)))
+                f_parts = [load(scratch["f"].at[part]) for part in (0, 1)]
+                w = sums_of_products(*([(part, u_a)] for u_a in sources for part in f_parts))
                 schedule.panel_read(slot)
                 schedule.store_last(step)
 
@@ -240,7 +241,7 @@ def join(shapes: Shapes):
                     place[...] = value
                 plgpu.commit_smem()
                 schedule.store_last(step)
-                transposed = [scratch["f"].at[part].T for part in (0, 1)]
+                transposed = [load(scratch["f"].at[part]) for part in (0, 1)]
                 products = (zip(transposed, places[2 * a : 2 * a + 2], strict=True) for a in range(RADIX))
                 y = sums_of_products(*map(list, products))
                 schedule.panel_read(slot)

@@ -23,7 +23,7 @@ from jax import lax
 
 from pallas_kernels.fft_conv.column_dft import radix_sums
 from pallas_kernels.fft_conv.config import BLOCK, N1
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, load, matrices, sums_of_products
 from pallas_kernels.fft_conv.outer_panels import GROUPS, Panels, Shapes, along_rows, load_tables, row_vector
 from pallas_kernels.fft_conv.widening import widened
 
@@ -119,10 +119,11 @@ def split(shapes: Shapes):
 
                 fetch(step + slots)
 
+                f_re, f_im, minus_im = (load(scratch["f"].at[plane]) for plane in range(3))
+
                 @pl.loop(0, quarter)
                 def _(k1):
                     place = [scratch["v"].at[group, k1, part] for part in (0, 1)]
-                    f_re, f_im, minus_im = (scratch["f"].at[plane] for plane in range(3))
                     z = sums_of_products([(f_re, place[0]), (minus_im, place[1])], [(f_re, place[1]), (f_im, place[0])])
                     plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
                     for part, value in enumerate(z):
@@ -207,11 +208,12 @@ def join(shapes: Shapes):
             def _():
                 plgpu.barrier_wait(barriers["panel"].at[slot])
 
+                f_re, f_im, minus_im = (load(scratch["f"].at[plane]) for plane in range(3))
+
                 @pl.loop(0, quarter)
                 def _(turn):
                     ka = turn * GROUPS + group
                     place = [scratch["panel"].at[slot, ka, part] for part in (0, 1)]
-                    f_re, f_im, minus_im = (scratch["f"].at[plane].T for plane in range(3))
                     g = sums_of_products([(f_re, place[0]), (f_im, place[1])], [(f_re, place[1]), (minus_im, place[0])])
                     plgpu.commit_smem()  # the whole warpgroup has read what the product replaces
                     re, im = (row_vector(scratch["factors"].at[ka, part]) for part in (0, 1))
