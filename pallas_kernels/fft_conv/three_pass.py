@@ -242,6 +242,5 @@ def _real_product_stage(way: str, flat, plan: OuterPlan, rows: int):
         flat = flat.reshape(len(flat), padded // side_by_side, side_by_side * BLOCK)
     shapes = outer_panels.Shapes(len(flat), padded, plan, flat.dtype)
     f, factors = real_product_tables(plan)
-    f = f if way == "split" else f.mT
     result = lowered_once(getattr(outer_radix4_sm90, way), shapes)(flat, f.astype(flat.dtype), factors)
     return result if way == "split" else result.reshape(len(flat), padded, BLOCK)[:, :rows]

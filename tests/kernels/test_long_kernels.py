@@ -260,7 +260,7 @@ def stages_by_two_factors(plan: OuterPlan, rows: int, blocks: int):
     split, join = outer_radix4_sm90.split(shapes), outer_radix4_sm90.join(shapes)
     return (
         lambda u, tables: split(u.reshape(1, rows // 4, 4 * BLOCK), *tables),
-        lambda w, tables: join(w, tables[0].mT, *tables[1:]).reshape(1, rows, BLOCK),
+        lambda w, tables: join(w, *tables).reshape(1, rows, BLOCK),
         (f.astype(jnp.float16), factors),
     )
 
