@@ -282,8 +282,9 @@ def join(shapes: Shapes):
                     turned = (_turned(scratch["factors"], a, *parts, conjugate=True) for a, parts in zip(ours, sums, strict=True))
                     return tuple(part.astype(dtype) for parts in turned for part in parts)
 
-                even, odd = ((load(place) for ka in (at, at + 2) for place in places[ka]) for at in (0, 1))
-                values = by_columns(summed, *by_columns(of_two, *even), *odd)
+                kept = by_columns(of_two, *(load(place) for ka in (0, 2) for place in places[ka]))
+                plgpu.commit_smem()  # lest the compiler load the other four planes before it adds these, and spill
+                values = by_columns(summed, *kept, *(load(place) for ka in (1, 3) for place in places[ka]))
                 schedule.meet(pair)  # both have read what these replace
                 for number, value in enumerate(values):
                     places[ours[number // 2]][number % 2][...] = value
