@@ -42,7 +42,7 @@ class Shapes:
 
     Attributes:
       sequences: in all.
-      rows_of_z: of a sequence, both parts, a multiple of eight.
+      rows_of_z: of a sequence, both parts.
       rows_of_x: of a real one, at most half as many, or these in whole eights.
       dtype: of both and of the matrix: bfloat16 or float16.
       joins: whether the rows of Z are joined, too.
@@ -64,7 +64,7 @@ class Shapes:
     blocks: int = 132
 
     def __post_init__(self):
-        if self.rows_of_z % 8 or self.sequences * self.rows_of_x % 8:
+        if any(self.sequences * rows % 8 for rows in (self.rows_of_z, self.rows_of_x)):
             raise ValueError(f"rows must fill tiles of eight; got {self}.")
         if self.tiles > _MOST_TILES or self.columns > N1 * (1 + (self.own == 1)):
             raise ValueError(f"rows must fit a product of {_MOST_TILES * N1} x {2 * N1}; got {self}.")
@@ -74,8 +74,9 @@ class Shapes:
     @property
     def together(self) -> int:
         """Sequences that are taken for one, so that their rows fill tiles of eight and, if so many fit, one of 64."""
-        count = next(count for count in (1, 2, 4, 8) if count * self.rows_of_x % 8 == 0)
-        while 2 * count * self.rows_of_z <= N1:
+        both = self.rows_of_z, self.rows_of_x
+        count = next(count for count in (1, 2, 4, 8) if not any(count * rows % 8 for rows in both))
+        while 2 * count * max(both) <= N1:
             count *= 2
         return count
 

@@ -34,6 +34,7 @@ from pallas_kernels.fft_conv.learned_rows import Schedule, Shapes
 from pallas_kernels.fft_conv.mosaic import (
     CHUNK,
     F32,
+    PIECE,
     add_products,
     by_columns,
     complex_planes,
@@ -330,7 +331,8 @@ def backward(shapes: Shapes):
         "twiddle": elementwise,
         "places": matrices((_SIDES, _PLACES, 2, N1, TILE), dtype),
         "spectrum": elementwise,
-        "dk": matrices((2, N1, TILE), F32, columns=CHUNK),
+        # In tiles of more columns a warp's rows meet in a bank, and to avoid it takes 64 of 3600 instructions.
+        "dk": matrices((2, N1, TILE), F32, columns=PIECE),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=2 + 4 * _SIDES),
             "arrived": plgpu.Barrier(num_arrivals=1, num_barriers=_MET + 2 * _SIDES),

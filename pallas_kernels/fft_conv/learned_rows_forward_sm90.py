@@ -10,6 +10,7 @@ threads loads the tables of its k0 once (`learned_rows`), 96 KB of its memory; t
 and, for each of three warpgroups, a row and a result.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax.experimental.pallas as pl
@@ -53,10 +54,6 @@ class Tables(NamedTuple):
     twiddle: Any
     """`(m, re | im, 64, 64)`."""
 
-    def of(self, k0) -> "Tables":
-        """Those of one row, each `(planes, 64, 64)`."""
-        return Tables(self.f1.at[k0], self.f2, self.f1_back.at[k0], self.f2_back, self.twiddle.at[k0])
-
 
 _PLANES = {"f1": 3, "f2": 2, "f1_back": 3, "f2_back": 2, "twiddle": 2}
 
@@ -83,6 +80,101 @@ def _right(z, block):
     return sums_of_products([(z[0], re), (-z[1], im)], [(z[0], im), (z[1], re)])
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A warpgroup's rows, one after the other, and what becomes of each on the way there.
+
+    Attributes:
+      schedule: which they are.
+      z: where they are in memory, as `Shapes.sequences`.
+      scratch: with `scratch_types`.
+      group: this warpgroup.
+      k0: of this block.
+    """
+
+    schedule: Schedule
+    z: Any
+    scratch: dict[str, Any]
+    group: Any
+    k0: Any
+
+    def fetch(self, step, zero):
+        """Starts the copy of the row at a step."""
+        feature, sequence, work = self.schedule.at(step, self.group)
+
+        @pl.when(work)
+        def _():
+            for plane in (0, 1):
+                plgpu.copy_gmem_to_smem(
+                    self.z.at[sequence, 0, feature, plane * self.schedule.shapes.rows + self.k0],
+                    self.scratch["z"].at[self.group + zero, plane],
+                    self.scratch["barriers"]["rows"].at[self.group + zero],
+                )
+
+    def fetch_tables(self, tables: dict[str, Any]):
+        """Lets the first warpgroup start their copies, of those `(m, planes, 64, 64)` of the share of k0."""
+
+        @pl.when(self.group == 0)
+        def _():
+            for name, table in tables.items():
+                planes = table if len(table.shape) == 3 else table.at[self.k0]
+                for plane in range(_PLANES[name]):
+                    target = self.scratch[name].at[plane]
+                    plgpu.copy_gmem_to_smem(planes.at[plane], target, self.scratch["barriers"]["tables"])
+
+    def block(self, name: str, zero):
+        """The planes of a table."""
+        return [self.scratch[name].at[zero + plane] for plane in range(_PLANES[name])]
+
+    def row(self, name: str, zero):
+        """Both parts of the row, "z", or of the result, "w"."""
+        return complex_planes(self.scratch[name].at[self.group + zero], 0)
+
+    def spectrum(self, step, fresh):
+        """C of the row at a step, whose copy has started, in float32; starts that of the next row."""
+        # One slot of a row is read by products alone. A product is over, for all four warps, at the commit after its
+        # wait; only then may the next copy write there.
+        plgpu.barrier_wait(self.scratch["barriers"]["rows"].at[self.group + fresh()])
+        a = _left(self.block("f1", fresh()), self.row("z", fresh()))
+        plgpu.commit_smem()
+        self.fetch(step + 1 + fresh(), fresh())
+        turned = times(a, self.block("twiddle", fresh()), self.schedule.shapes.dtype)
+        return _right(turned, self.block("f2", fresh()))
+
+    def each(self, shift_by, work_on, begin_item=lambda visit: None):
+        """Calls begin_item(visit) and, for every row of the item, work_on(visit, step, fresh); awaits all copies."""
+        schedule = self.schedule
+
+        @pl.loop(0, schedule.visits)
+        def _(visit):
+            begin_item(visit)
+
+            @pl.loop(0, schedule.rounds)
+            def _(turn):
+                step = visit * schedule.rounds + turn
+                _, _, work = schedule.at(step, self.group)
+                fresh = opaque_zeros(step, shift_by)  # lest both branches' addresses be kept through the longer one
+                lax.cond(work, lambda: work_on(visit, step, fresh), lambda: self.fetch(step + 1 + fresh(), 0))
+
+        plgpu.wait_smem_to_gmem(0)
+
+
+def scratch_types(schedule: Schedule, tables: tuple[str, ...], result_dtype, **barriers):
+    """Shared memory of a kernel with these tables, a row and a result for each warpgroup."""
+    dtype, groups = schedule.shapes.dtype, schedule.workers
+    columns = {"twiddle": CHUNK}
+    return {
+        **{name: matrices((_PLANES[name], N1, N1), dtype, columns=columns.get(name, TILE)) for name in tables},
+        "z": matrices((groups, 2, N1, TILE), dtype),
+        "w": matrices((groups, 2, N1, TILE), result_dtype),
+        "barriers": {
+            "tables": plgpu.Barrier(num_arrivals=sum(_PLANES[name] for name in tables)),
+            "rows": plgpu.Barrier(num_arrivals=2, num_barriers=groups),
+            **barriers,
+        },
+    }
+
+
 def forward(shapes: Shapes):
     """The kernel (z, spectrum, f1, f2, f1_back, f2_back, twiddle, [31]) -> w, of the `Tables`.
 
@@ -102,21 +194,8 @@ def forward(shapes: Shapes):
 
     def learned_rows_forward(z, spectrum, *refs, scratch):
         *tables, shift, out = refs
-        group, k0 = lax.axis_index("warpgroup"), schedule.k0
-        barriers, shift_by = scratch["barriers"], shift[0]
-
-        def fetch(step, zero):
-            """Starts the copy of this warpgroup's row at a step."""
-            feature, sequence, work = schedule.at(step, group)
-
-            @pl.when(work)
-            def _():
-                for plane in (0, 1):
-                    plgpu.copy_gmem_to_smem(
-                        z.at[sequence, 0, feature, plane * m + k0],
-                        scratch["z"].at[group + zero, plane],
-                        barriers["rows"].at[group + zero],
-                    )
+        group, k0, barriers = lax.axis_index("warpgroup"), schedule.k0, scratch["barriers"]
+        rows = Rows(schedule, z, scratch, group, k0)
 
         def fetch_spectrum(visit):
             item = schedule.item(visit)
@@ -142,76 +221,37 @@ def forward(shapes: Shapes):
                 fetch_spectrum(visit + 1)
                 plgpu.barrier_wait(barriers["spectrum"].at[lax.rem(visit, _SPECTRUM_SLOTS)])
 
-        fetch(jnp.int32(0), 0)
-
-        @pl.when(group == 0)
-        def _():
-            for name, table in Tables(*tables).of(k0)._asdict().items():
-                for plane in range(_PLANES[name]):
-                    plgpu.copy_gmem_to_smem(table.at[plane], scratch[name].at[plane], barriers["tables"])
-
+        rows.fetch(jnp.int32(0), 0)
+        rows.fetch_tables(Tables(*tables)._asdict())
         fetch_spectrum(jnp.int32(0))
         plgpu.barrier_wait(barriers["tables"])
 
         def convolve(visit, step, fresh):
-
-            def block(name):
-                zero = fresh()
-                return [scratch[name].at[zero + plane] for plane in range(_PLANES[name])]
-
-            def row(name):
-                return complex_planes(scratch[name].at[group + fresh()], 0)
-
-            # One slot of a row is read by products alone. A product is over, for all four warps, at the commit after
-            # its wait; only then may the next copy write there.
-            plgpu.barrier_wait(barriers["rows"].at[group + fresh()])
-            a = _left(block("f1"), row("z"))
-            plgpu.commit_smem()
-            fetch(step + 1 + fresh(), fresh())
-            c = _right(times(a, block("twiddle"), dtype), block("f2"))
+            c = rows.spectrum(step, fresh)
             taps = complex_planes(scratch["spectrum"].at[lax.rem(visit, _SPECTRUM_SLOTS)], fresh())
-            q = _right(times(c, taps, dtype), block("f2_back"))
-            e = _times_conjugate(q, block("twiddle"), dtype)
+            q = _right(times(c, taps, dtype), rows.block("f2_back", fresh()))
+            e = _times_conjugate(q, rows.block("twiddle", fresh()), dtype)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last result has left its place
-            for part, value in zip(row("w"), e, strict=True):
+            for part, value in zip(rows.row("w", fresh()), e, strict=True):
                 part[...] = value
             plgpu.commit_smem()
-            w = _left(block("f1_back"), row("w"))
+            w = _left(rows.block("f1_back", fresh()), rows.row("w", fresh()))
             plgpu.commit_smem()  # all four warps have read what the result replaces
-            for part, value in zip(row("w"), w, strict=True):
+            for part, value in zip(rows.row("w", fresh()), w, strict=True):
                 part[...] = value.astype(dtype)
             plgpu.commit_smem()
             feature, sequence, _ = schedule.at(step + fresh(), group)
-            for plane, part in enumerate(row("w")):
+            for plane, part in enumerate(rows.row("w", fresh())):
                 plgpu.copy_smem_to_gmem(part, out.at[sequence, 0, feature, plane * m + k0])
 
-        @pl.loop(0, schedule.visits)
-        def _(visit):
-            begin_item(visit)
+        rows.each(shift[0], convolve, begin_item)
 
-            @pl.loop(0, schedule.rounds)
-            def _(turn):
-                step = visit * schedule.rounds + turn
-                _, _, work = schedule.at(step, group)
-                fresh = opaque_zeros(step, shift_by)  # lest both branches' addresses be kept through the longer one
-                lax.cond(work, lambda: convolve(visit, step, fresh), lambda: fetch(step + 1 + fresh(), 0))
-
-        plgpu.wait_smem_to_gmem(0)
-
-    columns = {"twiddle": CHUNK}
-    tables = {
-        name: matrices((planes, N1, N1), dtype, columns=columns.get(name, TILE)) for name, planes in _PLANES.items()
-    }
-    scratch = {
-        **tables,
-        "spectrum": matrices((_SPECTRUM_SLOTS, 2, N1, TILE), dtype, columns=CHUNK),
-        "z": matrices((WARPGROUPS, 2, N1, TILE), dtype),
-        "w": matrices((WARPGROUPS, 2, N1, TILE), dtype),
-        "barriers": {
-            "tables": plgpu.Barrier(num_arrivals=sum(_PLANES.values())),
-            "rows": plgpu.Barrier(num_arrivals=2, num_barriers=WARPGROUPS),
-            "spectrum": plgpu.Barrier(num_arrivals=2, num_barriers=_SPECTRUM_SLOTS),
-            "done": plgpu.Barrier(num_arrivals=WARPGROUPS),
-        },
-    }
+    scratch = scratch_types(
+        schedule,
+        Tables._fields,
+        dtype,
+        spectrum=plgpu.Barrier(num_arrivals=2, num_barriers=_SPECTRUM_SLOTS),
+        done=plgpu.Barrier(num_arrivals=WARPGROUPS),
+    )
+    scratch["spectrum"] = matrices((_SPECTRUM_SLOTS, 2, N1, TILE), dtype, columns=CHUNK)
     return persistent_kernel(learned_rows_forward, shapes.sequences, scratch, schedule.grid, WARPGROUPS)

@@ -17,12 +17,14 @@ to sum up:
 
     du = Re F0^H dZ,      dF0 = sum dZ u^T,      d(V0^H) = sum W g^T      (`learned_outer_sm90`)
 
-Rows of Z that blocks have which are padded with zeros to a multiple of four are zero, and so is all that comes of them.
+From four on blocks are padded with zeros to a multiple of four. Those rows of Z are zero, and so is all that comes of
+them.
 
-The spectra of the taps go through the same kernels, in float16 whatever the convolution is in, with blocks on the way
-back that are identities and a spectrum that is one: what comes of a row is conj(T) * K then, and of conj(T) times the
-cotangent of K in the place of H, as it is transformed to that cotangent, all that is left to join or to sum up. Numbers
-are divided by the largest of their feature.
+The taps are one more sequence of each feature, in float16 whatever the convolution is in, that goes the way there
+(`learned_rows_transform_sm90`). Their cotangents come of the same kernels as those of u, with blocks on the way back
+that are identities and a spectrum that is one: of conj(T) times the cotangent of K in the place of H, as it is
+transformed to that cotangent, all that is left to join or to sum up. Numbers are divided by the largest of their
+feature.
 """
 
 import dataclasses
@@ -36,6 +38,7 @@ from pallas_kernels.fft_conv import (
     learned_outer_sm90,
     learned_rows_backward_sm90,
     learned_rows_forward_sm90,
+    learned_rows_transform_sm90,
     outer_sm90,
 )
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
@@ -66,8 +69,8 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Those of Z: a multiple of four, of which those beyond m are zero."""
-        return outer_plan(self.m).rows
+        """Those of Z: from four on a multiple of four, of which those beyond m are zero."""
+        return self.m if self.m < 4 else outer_plan(self.m).rows
 
     @property
     def outer_scale(self) -> float:
@@ -140,11 +143,9 @@ def tap_spectra(taps, of_taps: Transform, dtype, shift, plan: Plan):
     """The taps' spectra; `forward` says what the arguments are."""
     x, size = _normalized(taps[:, None])
     z = _split(x, of_taps.outer)
-    w = _rows_forward(z, _one(plan), of_taps, _identity(plan), shift, plan).astype(jnp.float32)
-    re, im = jnp.split(w.reshape(-1, 2 * plan.rows, N1, TILE), 2, 1)
-    t_re, t_im = plan.twiddle().swapaxes(0, 1)
-    planes = jnp.stack([re * t_re - im * t_im, re * t_im + im * t_re], 2)
-    return (planes * (plan.spectrum_scale * size[:, None, None, None, None])).astype(dtype)
+    tables = (table.astype(z.dtype) for table in (_three(of_taps.first), of_taps.second, plan.twiddle()))
+    kernel = lowered_once(learned_rows_transform_sm90.transform, _shapes(z, plan), jnp.dtype(dtype))
+    return kernel(z, size * plan.spectrum_scale, *tables, shift)
 
 
 def tap_cotangents(taps, d_spectra, of_taps: Transform, shift, plan: Plan):
@@ -228,8 +229,8 @@ def _together(sequences: int, rows: int, m: int) -> tuple[int, int]:
     """How many sequences a stage takes for one, and the rows it pads each to: it moves eight rows at a time.
 
     Example:
-      >>> _together(6, 4, 4), _together(5, 4, 4), _together(6, 40, 64)
-      ((2, 4), (1, 8), (1, 40))
+      >>> _together(8, 2, 2), _together(6, 4, 4), _together(5, 4, 4), _together(6, 40, 64)
+      ((4, 2), (2, 4), (1, 8), (1, 40))
     """
     count = 8 // math.gcd(rows, 8)
     if sequences % count == 0 and count * m <= DIRECT_ROWS:
@@ -271,15 +272,21 @@ def _sum_and_join(z, x, outer, plan: Plan):
     shapes = dataclasses.replace(shapes, joins=True)
     matrix = shapes.stacked(_joining(outer, shapes.rows_of_x))
     sums, y = lowered_once(learned_outer_sm90.product, shapes)(*operands, matrix)
-    return _of_block(sums, shapes, plan), y.reshape(batch, features, -1, BLOCK)[:, :, :rows]
+    y = y.reshape(shapes.sequences, -1, BLOCK)[: batch * features, :rows]
+    return _of_block(sums, shapes, plan), y.reshape(x.shape)
 
 
 def _flat(z, x, plan: Plan):
-    """Both as `learned_outer_sm90` takes them, x with as many rows as a join pads it to, and the shapes of that."""
+    """Both as `learned_outer_sm90` takes them, x with as many rows as a join pads it to, and the shapes of that.
+
+    Two rows of each of an odd number of sequences, or three of each, need more sequences to fill tiles of eight rows.
+    """
     batch, features, rows, _ = x.shape
     _, padded = _together(batch * features, rows, plan.rows)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, padded - rows), (0, 0)))
-    shapes = learned_outer_sm90.Shapes(batch * features, 2 * plan.rows, padded, x.dtype, blocks=plan.blocks)
+    more = -batch * features % (8 // math.gcd(2 * plan.rows, 8))
+    z, x = (part.reshape(batch * features, -1, BLOCK) for part in (z, x))
+    z, x = jnp.pad(z, ((0, more), (0, 0), (0, 0))), jnp.pad(x, ((0, more), (0, padded - rows), (0, 0)))
+    shapes = learned_outer_sm90.Shapes(len(x), 2 * plan.rows, padded, x.dtype, blocks=plan.blocks)
     return [part.reshape(-1, N1, TILE) for part in (z, x)], shapes
 
 

@@ -46,6 +46,14 @@ class Shapes:
         return 64 if self.quarter == 1 else 32
 
     @property
+    def tile(self) -> int:
+        """Columns of a tile in shared memory: memory moves faster in pieces of 64 bytes than of 32.
+
+        Of radix 16, sums of 16 columns are as many as there are registers for.
+        """
+        return 16 if self.quarter == 4 else 32
+
+    @property
     def slots(self) -> int:
         """Panels on their way or in work."""
         return 1 if self.quarter == 4 else 2

@@ -10,8 +10,9 @@ the sums over r rows are done in registers and a product by h x h follows, or pr
 where q is 2 or 4, so that the outer sums take additions alone, and two sums of four terms do for one of sixteen.
 
 The four warpgroups of a block share a panel of some columns of all rows. Of the split each has a k0 and goes on to the
-next panel when it likes. Of the join it takes the ka of a k0 first and, once all have met, 16 columns of all sums or of
-half of them, so that a panel is read once or a few times and not by all.
+next panel when it likes. Of the join it takes the ka of a k0 first and, once all have met, 16 or 32 columns of a share
+of all sums, so that a panel is read once or a few times and not by all. F is an operand in registers, read once for all
+products of a panel.
 """
 
 import functools
@@ -23,7 +24,7 @@ from jax import lax
 
 from pallas_kernels.fft_conv.column_dft import radix_sums
 from pallas_kernels.fft_conv.config import BLOCK, N1
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, sums_of_products
+from pallas_kernels.fft_conv.mosaic import F32, by_columns, load, matrices, sums_of_products
 from pallas_kernels.fft_conv.outer_panels import GROUPS, Panels, Shapes, along_rows, load_tables, row_vector
 from pallas_kernels.fft_conv.widening import widened
 
@@ -39,7 +40,8 @@ def split(shapes: Shapes):
     u is `(sequences, rows, 4096)`; F, f and the roots are `outer_plan.radix_tables` and `radix_roots`.
     """
     plan, dtype = shapes.plan, shapes.dtype
-    radix, height, slots, quarter, columns = plan.radix, plan.height, shapes.slots, shapes.quarter, shapes.columns
+    radix, height, slots, quarter = plan.radix, plan.height, shapes.slots, shapes.quarter
+    columns, tile = shapes.columns, shapes.tile
     panels = Panels(shapes)
 
     def fft_conv_outer_radix_split(u, f, factors, roots, out, scratch):
@@ -73,9 +75,9 @@ def split(shapes: Shapes):
 
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last results have left their places
 
-                @pl.loop(0, columns // CHUNK)
-                def _(chunk):
-                    mine = pl.ds(pl.multiple_of(chunk * CHUNK, CHUNK), CHUNK)
+                @pl.loop(0, columns // tile)
+                def _(piece):
+                    mine = pl.ds(pl.multiple_of(piece * tile, tile), tile)
 
                     def add(a1, sums):
                         """Those of each a0."""
@@ -89,11 +91,11 @@ def split(shapes: Shapes):
                                 return re + c * x, im + d * x
 
                             pair = sums[2 * a0 : 2 * a0 + 2]
-                            results += by_columns(more, scratch["panel"].at[slot, a, :, mine], *pair)
+                            results += by_columns(more, load(scratch["panel"].at[slot, a, :, mine]), *pair)
                         return tuple(results)
 
                     # A loop, lest the compiler load every tile before it adds the first.
-                    sums = lax.fori_loop(0, GROUPS, add, _zeros(2 * quarter, CHUNK))
+                    sums = lax.fori_loop(0, GROUPS, add, _zeros(2 * quarter, tile))
 
                     def turned(*sums):
                         """Those of each k1 times f."""
@@ -119,10 +121,11 @@ def split(shapes: Shapes):
 
                 fetch(step + slots)
 
+                f_re, f_im, minus_im = (load(scratch["f"].at[plane]) for plane in range(3))
+
                 @pl.loop(0, quarter)
                 def _(k1):
                     place = [scratch["v"].at[group, k1, part] for part in (0, 1)]
-                    f_re, f_im, minus_im = (scratch["f"].at[plane] for plane in range(3))
                     z = sums_of_products([(f_re, place[0]), (minus_im, place[1])], [(f_re, place[1]), (f_im, place[0])])
                     plgpu.commit_smem()  # the whole warpgroup has read what the result replaces
                     for part, value in enumerate(z):
@@ -135,10 +138,10 @@ def split(shapes: Shapes):
         plgpu.wait_smem_to_gmem(0)
 
     scratch = {
-        "f": matrices((3, N1, N1), dtype, columns=CHUNK),
+        "f": matrices((3, N1, N1), dtype, columns=tile),
         "factors": plgpu.SMEM((radix, 2, N1), F32),
-        "panel": matrices((slots, radix, N1, columns), dtype, columns=CHUNK),
-        "v": matrices((GROUPS, quarter, 2, N1, columns), dtype, columns=CHUNK),
+        "panel": matrices((slots, radix, N1, columns), dtype, columns=tile),
+        "v": matrices((GROUPS, quarter, 2, N1, columns), dtype, columns=tile),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=4),
             "panel": plgpu.Barrier(num_arrivals=radix, num_barriers=slots),
@@ -151,10 +154,12 @@ def split(shapes: Shapes):
 def join(shapes: Shapes):
     """The kernel (w, F, f, roots) -> y, `(sequences, rows, 4096)`; w is like the result of `split`, the tables its."""
     plan, dtype = shapes.plan, shapes.dtype
-    radix, height, slots, quarter, columns = plan.radix, plan.height, shapes.slots, shapes.quarter, shapes.columns
+    radix, height, slots, quarter = plan.radix, plan.height, shapes.slots, shapes.quarter
+    columns, tile = shapes.columns, shapes.tile
     panels = Panels(shapes)
-    pieces = columns // CHUNK
+    pieces = columns // tile
     shares = GROUPS // pieces  # warpgroups with the same columns
+    count = min(GROUPS, radix // shares)  # results of an a0 that one of them makes
 
     def fft_conv_outer_radix_join(w, f, factors, roots, out, scratch):
         group = lax.axis_index("warpgroup")
@@ -175,11 +180,11 @@ def join(shapes: Shapes):
             plgpu.barrier_arrive(barriers["met"])
             plgpu.barrier_wait(barriers["met"])
 
-        def sum_over_k1(slot, chunk):
-            """In place, of 16 columns of what this warpgroup has made: for each a0 the sum in its place."""
-            columns = pl.ds(pl.multiple_of(chunk * CHUNK, CHUNK), CHUNK)
+        def sum_over_k1(slot, piece):
+            """In place, of some columns of what this warpgroup has made: for each a0 the sum in its place."""
+            mine = pl.ds(pl.multiple_of(piece * tile, tile), tile)
             places = [
-                scratch["panel"].at[slot, k1 * GROUPS + group, part, :, columns]
+                scratch["panel"].at[slot, k1 * GROUPS + group, part, :, mine]
                 for k1 in range(quarter)
                 for part in (0, 1)
             ]
@@ -190,7 +195,7 @@ def join(shapes: Shapes):
                 sums = radix_sums(list(zip(parts[1::2], parts[::2], strict=True)))
                 return tuple(part.astype(dtype) for im, re in sums for part in (re, im))
 
-            for place, value in zip(places, by_columns(summed, *places), strict=True):
+            for place, value in zip(places, by_columns(summed, *map(load, places)), strict=True):
                 place[...] = value
 
         for ahead in range(slots):
@@ -207,11 +212,12 @@ def join(shapes: Shapes):
             def _():
                 plgpu.barrier_wait(barriers["panel"].at[slot])
 
+                f_re, f_im, minus_im = (load(scratch["f"].at[plane]) for plane in range(3))
+
                 @pl.loop(0, quarter)
                 def _(turn):
                     ka = turn * GROUPS + group
                     place = [scratch["panel"].at[slot, ka, part] for part in (0, 1)]
-                    f_re, f_im, minus_im = (scratch["f"].at[plane].T for plane in range(3))
                     g = sums_of_products([(f_re, place[0]), (f_im, place[1])], [(f_re, place[1]), (minus_im, place[0])])
                     plgpu.commit_smem()  # the whole warpgroup has read what the product replaces
                     re, im = (row_vector(scratch["factors"].at[ka, part]) for part in (0, 1))
@@ -229,24 +235,26 @@ def join(shapes: Shapes):
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last results have left their places
                 meet()
 
-                mine = pl.ds(pl.multiple_of(lax.rem(group, pieces) * CHUNK, CHUNK), CHUNK)
+                mine = pl.ds(pl.multiple_of(lax.rem(group, pieces) * tile, tile), tile)
+                share = group // pieces
 
                 @pl.loop(0, pl.cdiv(quarter, shares))
                 def _(turn):
-                    a0 = turn * shares + group // pieces
+                    a0, first = turn * shares + lax.rem(share, quarter), count * (share // quarter)
 
                     def add(k0, ys):
                         def more(re, im, *ys):
                             """The real part of conj(root) times the sum over k1."""
                             re, im = widened(re), widened(im)
-                            each = ((roots[k0, part, quarter * a1 + a0] for part in (0, 1)) for a1 in range(GROUPS))
+                            at = (quarter * (first + a1) + a0 for a1 in range(count))
+                            each = ((roots[k0, part, a] for part in (0, 1)) for a in at)
                             return tuple(y + c * re + d * im for y, (c, d) in zip(ys, each, strict=True))
 
-                        sums = (scratch["panel"].at[slot, a0 * GROUPS + k0, part, :, mine] for part in (0, 1))
+                        sums = (load(scratch["panel"].at[slot, a0 * GROUPS + k0, part, :, mine]) for part in (0, 1))
                         return by_columns(more, *sums, *ys)
 
-                    for a1, y in enumerate(lax.fori_loop(0, GROUPS, add, _zeros(GROUPS, CHUNK))):
-                        scratch["y"].at[quarter * a1 + a0, :, mine][...] = y.astype(dtype)
+                    for a1, y in enumerate(lax.fori_loop(0, GROUPS, add, _zeros(count, tile))):
+                        scratch["y"].at[quarter * (first + a1) + a0, :, mine][...] = y.astype(dtype)
 
                 plgpu.commit_smem()
                 meet()
@@ -259,10 +267,10 @@ def join(shapes: Shapes):
         plgpu.wait_smem_to_gmem(0)
 
     scratch = {
-        "f": matrices((3, N1, N1), dtype, columns=CHUNK),
+        "f": matrices((3, N1, N1), dtype, columns=tile),
         "factors": plgpu.SMEM((radix, 2, N1), F32),
-        "panel": matrices((slots, radix, 2, N1, columns), dtype, columns=CHUNK),
-        "y": matrices((radix, N1, columns), dtype, columns=CHUNK),
+        "panel": matrices((slots, radix, 2, N1, columns), dtype, columns=tile),
+        "y": matrices((radix, N1, columns), dtype, columns=tile),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=4),
             "panel": plgpu.Barrier(num_arrivals=2 * radix, num_barriers=slots),

@@ -25,6 +25,7 @@ from pallas_kernels.fft_conv import (
     learned_rows,
     learned_rows_backward_sm90,
     learned_rows_forward_sm90,
+    learned_rows_transform_sm90,
     learned_sm90,
     outer_panels,
     outer_radix4_sm90,
@@ -331,6 +332,16 @@ def _learned_rows_forward(program: Program):
     return learned_rows_forward_sm90.forward(shapes), (shapes.sequences, spectrum, *tables, shift)
 
 
+def _learned_rows_transform(program: Program):
+    """In float16, whatever the spectra are in."""
+    shapes, _, twiddle, shift = _learned_rows_operands(dataclasses.replace(program, dtype="float16"))
+    shapes = dataclasses.replace(shapes, batch=shapes.features, features=1)
+    first, second = (jax.ShapeDtypeStruct((*planes, N1, N1), shapes.dtype) for planes in ((shapes.rows, 3), (2,)))
+    scale = jax.ShapeDtypeStruct((shapes.batch,), jnp.float32)
+    kernel = learned_rows_transform_sm90.transform(shapes, jnp.dtype(program.dtype))
+    return kernel, (shapes.sequences, scale, first, second, twiddle, shift)
+
+
 def _learned_rows_backward(program: Program):
     shapes, spectrum, twiddle, shift = _learned_rows_operands(program)
     first, second = (jax.ShapeDtypeStruct((2, *rows, 2, N1, N1), shapes.dtype) for rows in ((shapes.rows,), ()))
@@ -340,9 +351,9 @@ def _learned_rows_backward(program: Program):
 
 def _learned_outer(program: Program):
     plan, on, dtype = program.config.plan, program.options, jnp.dtype(program.dtype)
-    rows = plan.rows - 8 * on
+    rows = 8 if on and plan.rows < 8 else plan.rows - 8 * on  # few are padded
     shapes = learned_outer_sm90.Shapes(
-        (16 - on) * (FEATURES - on), 2 * plan.rows, rows, dtype, joins=program.config.join
+        (16 - on) * (FEATURES - 2 * on), 2 * plan.rows, rows, dtype, joins=program.config.join
     )
     z, x = (jax.ShapeDtypeStruct((shapes.sequences * count, N1, TILE), dtype) for count in (2 * plan.rows, rows))
     matrix = jax.ShapeDtypeStruct((N1, N1 * shapes.own), dtype)
@@ -364,7 +375,7 @@ _LAGS = {2: ((0, 1), (-1, 0), (-1, 1)), 3: ((0, 2), (-2, 0), (-2, 2)), 4: ((0, 3
 _INNER = OuterPlan(1, 16), OuterPlan(1, 32, BLOCK // 2, True)
 _WIDE = OuterPlan(4, N1, paired=True)
 _DIRECT = (
-    *(OuterPlan(1, m) for m in (16, 64, 128)),
+    *(OuterPlan(1, m) for m in (8, 16, 64, 128)),
     *(OuterPlan(1, m, BLOCK // 2, True) for m in (16, 32, 128)),
 )
 _BY_TWO_FACTORS = tuple(OuterPlan(radix, N1, paired=paired) for radix in RADICES for paired in (False, True))
@@ -401,8 +412,13 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
 )
 
 LEARNED_ROWS = tuple(
-    Program(f"learned rows {way}", builder, Rows(OuterPlan(1, 16)), dtype, options, f"learned_rows_{way}")
-    for way, builder in (("forward", _learned_rows_forward), ("backward", _learned_rows_backward))
+    Program(f"learned rows {way}", builder, Rows(OuterPlan(1, rows)), dtype, options, f"learned_rows_{way}")
+    for way, builder in (
+        ("forward", _learned_rows_forward),
+        ("backward", _learned_rows_backward),
+        ("transform", _learned_rows_transform),
+    )
+    for rows in (2, 16)
     for dtype in DTYPES
     for options in (False, True)
 )
@@ -412,7 +428,7 @@ LEARNED_OUTER = tuple(
     Program(
         f"learned outer {name}", _learned_outer, Rows(OuterPlan(1, rows), join), dtype, options, "learned_outer_product"
     )
-    for name, join, counts in (("product", False, (16, 128)), ("product and join", True, (16, 64)))
+    for name, join, counts in (("product", False, (2, 16, 128)), ("product and join", True, (2, 16, 64)))
     for rows in counts
     for dtype in DTYPES
     for options in (False, True)
@@ -490,7 +506,7 @@ PROGRAMS = (
     *LEARNED_OUTER,
 )
 
-_MUCH_LIKE_ANOTHER = {"5 blocks", "6 blocks", "7 blocks", "16 rows", "64 rows", "8 x 64 rows"}
+_MUCH_LIKE_ANOTHER = {"5 blocks", "6 blocks", "7 blocks", "8 rows", "16 rows", "64 rows", "8 x 64 rows"}
 
 TYPICAL = tuple(
     program

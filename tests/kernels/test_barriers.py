@@ -28,8 +28,9 @@ ONE_OF_EACH = {
     "fft_conv_outer_radix4_join": "join, 4 x 64 rows,",
     "fft_conv_outer_radix_join": "join, 16 x 64 rows,",
     "learned_fft_conv_backward": "learned backward, n2 = 64",
-    "learned_rows_forward": "learned rows forward",
-    "learned_rows_backward": "learned rows backward",
+    "learned_rows_forward": "learned rows forward, 16",
+    "learned_rows_transform": "learned rows transform, 16",
+    "learned_rows_backward": "learned rows backward, 16",
     "learned_outer_product": "learned outer product and join, 64 rows",
 }
 

@@ -79,8 +79,10 @@ def check(got, want, dtype):
 @pytest.mark.parametrize(
     ("case", "grid"),
     [
-        # half of Z is padding; sequences and taps that end early; two blocks of threads for each row
+        # two rows of each of three sequences, that fill no tiles; these and the taps end early; blocks share rows
         ((2, 8000, 7000, 3, 1, "bfloat16"), 8),
+        # four sequences taken for one, of u and of the taps
+        ((2, 8192, 8192, 1, 4, "float16"), 4),
         # a sequence shorter than the taps, two features for one block
         ((4, 9000, 16384, 1, 2, "float16"), 4),
         # more rows than the sequence has tiles of
@@ -117,6 +119,17 @@ def rows_forward(shapes):
         k, f1, f2, v1, v2, t = map(complex_of, (k, f1[:, :2], f2, v1[:, :2], v2, t))
         c = (t * (f1 @ rows_of(z))) @ f2
         return planes_of(v1 @ (t.conj() * ((c * k) @ v2))).astype(shapes.dtype)
+
+    return kernel
+
+
+def rows_transform(shapes, dtype):
+    """`learned_rows_transform_sm90.transform` in float32."""
+
+    def kernel(z, scale, f1, f2, t, shift):
+        f1, f2, t = map(complex_of, (f1[:, :2], f2, t))
+        c = scale[:, None, None, None] * ((t * (f1 @ rows_of(z)[:, 0])) @ f2)
+        return jnp.stack([c.real, c.imag], 2).astype(dtype)
 
     return kernel
 
@@ -172,8 +185,9 @@ def algebra(monkeypatch):
     """What the kernels compute, written out, in their place, on any device."""
     monkeypatch.setattr(learned_long_api, "on_gpu", lambda operation, grid, *x: operation.fun(*x, None, grid))
     monkeypatch.setattr(learned_three_pass, "_stage", stage)
-    monkeypatch.setattr(learned_three_pass, "lowered_once", lambda make, shapes: make(shapes))
+    monkeypatch.setattr(learned_three_pass, "lowered_once", lambda make, *shapes: make(*shapes))
     monkeypatch.setattr(learned_three_pass.learned_rows_forward_sm90, "forward", rows_forward)
+    monkeypatch.setattr(learned_three_pass.learned_rows_transform_sm90, "transform", rows_transform)
     monkeypatch.setattr(learned_three_pass.learned_rows_backward_sm90, "backward", rows_backward)
     monkeypatch.setattr(learned_three_pass.learned_outer_sm90, "product", outer_product)
 
@@ -182,7 +196,7 @@ CASE = 3, 8000, 12000, 4, 3, "float16", True
 
 
 def test_what_stands_around_the_kernels(algebra):
-    """Three rows, padded to four; twelve sequences, split by fours, that have two of them, and taps that have all."""
+    """Three rows; twelve sequences, split by fours, that have two of them, and three of taps, that have all."""
     arguments, g, butterfly, want = problem(*CASE)
     check(run(g, arguments, butterfly), want, "float16")  # 1.0e-3
 
@@ -212,12 +226,13 @@ def test_an_error_in_any_step_shows(name, algebra, monkeypatch):
 butterfly = LearnedButterfly("right_angle", (8, N1, N1), learn_inverse=True)
 LENGTH = 8 * BLOCK
 # Of the taps too, in float16. Cotangents of u and of the taps are joined where those of the outer blocks are summed up.
-FORWARD = ["fft_conv_outer_stage"] * 3 + ["learned_rows_forward"] * 2
+FORWARD = ["fft_conv_outer_stage"] * 3 + ["learned_rows_forward", "learned_rows_transform"]
 GRADIENT = [
     *["fft_conv_outer_stage"] * 3,
     *["learned_outer_product"] * 3,
     *["learned_rows_backward"] * 2,
-    *["learned_rows_forward"] * 2,
+    "learned_rows_forward",
+    "learned_rows_transform",
 ]
 
 

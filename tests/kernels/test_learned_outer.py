@@ -52,6 +52,8 @@ def errors(shapes):
 
 
 CASES = {
+    # sixteen for one, of which there are four
+    "2 rows": Shapes(4, 4, 2, jnp.dtype("float16"), True, blocks=1),
     # eight sequences for one
     "3 rows": Shapes(8, 8, 3, jnp.dtype("bfloat16"), True, blocks=1),
     # three sequences by twos: the last has no other; two blocks, and steps without work
@@ -103,7 +105,7 @@ def test_an_error_in_any_step_shows(name, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((2, 12, 4), "fill tiles of eight"),
+        ((3, 12, 8), "fill tiles of eight"),
         ((3, 8, 4), "fill tiles of eight"),
         ((2, 264, 128), "fit a product of 256 x 128"),
         ((1, 136, 72), "joins at most 128 rows"),

@@ -251,7 +251,11 @@ def stages_by_two_factors(plan: OuterPlan, rows: int, blocks: int):
         f, factors = radix_tables(plan)
         split, join = outer_radix_sm90.split(shapes), outer_radix_sm90.join(shapes)
         tables = f.astype(jnp.float16), factors, radix_roots(plan)
-        return lambda u, tables: split(u, *tables), lambda w, tables: join(w, *tables), tables
+        return (
+            lambda u, tables: split(u, *tables),
+            lambda w, tables: join(w, tables[0].mT, *tables[1:]),
+            tables,
+        )
     f, factors = real_product_tables(plan)
     split, join = outer_radix4_sm90.split(shapes), outer_radix4_sm90.join(shapes)
     return (
