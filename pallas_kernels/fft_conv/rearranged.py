@@ -6,27 +6,21 @@ one matrix and the last 8 for another. What a product leaves as real parts in ro
 16 w + 8 + i, i < 8, of each of two sequences, are then the real parts of both and their imaginary parts, in one thread.
 
 What multiplies both sequences is kept in the order in which threads take it, both parts of two columns side by side, so
-that one load of 16 bytes brings a thread's share of eight columns in float32, and nothing has to be converted. Of 64 complex
-rows a thread has eight numbers of such columns, its fragment, which take one load in 16 bits and two in float32.
+that one load of 16 bytes brings a thread's share of eight columns in float32, and nothing has to be converted. Of 64
+complex rows a thread's share of eight columns, its fragment, is eight numbers: one load in 16 bits, two in float32.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.experimental.mosaic.gpu as mgpu
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
-
-# There is no public way to lower a primitive of one's own in a kernel.
-from jax._src.lib.mlir.dialects import llvm
-from jax._src.pallas.mosaic_gpu import lowering
-from jax.extend.core import Primitive
+from jax._src.lib.mlir.dialects import llvm  # what is inlined has no public dialects
 from jax.extend.mlir import ir
-from jax.interpreters import mlir
 
 from pallas_kernels.fft_conv.config import N1
 from pallas_kernels.fft_conv.mosaic import PIECE
+from pallas_kernels.fft_conv.primitives import primitive
 
 PACKED = 4, 128
 """Of the float32 numbers that a warpgroup takes with eight columns of 32 complex rows, by warps."""
@@ -208,23 +202,7 @@ def _vector(sources, places):
     return result
 
 
-def _primitive(name: str, meaning: Callable, on_gpu: Callable) -> Primitive:
-    """An ordinary function anywhere but in a kernel on a GPU: the interpreter does not take inlined code."""
-    primitive = Primitive(name)
-    primitive.def_impl(meaning)
-
-    def abstract(x, *rest, **static):
-        result = jax.eval_shape(lambda *x: meaning(*x, **static), x, *rest)
-        return x.update(shape=result.shape, dtype=result.dtype, weak_type=False)
-
-    primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(primitive, mlir.lower_fun(meaning, multiple_results=False))
-    for semantics in (mgpu.LoweringSemantics.Lane, mgpu.LoweringSemantics.Warpgroup):
-        lowering.register_lowering_rule(primitive, semantics)(lowering._lower_fun(on_gpu))
-    return primitive
-
-
-_halves = _primitive("halves_of_rows", _halves_by_rows, _halves_by_registers)
-_part = _primitive("part_of_packed", _part_by_rows, _part_by_registers)
-_packed = _primitive("packed_parts", _packed_by_rows, _packed_by_registers)
-_fragment_part = _primitive("part_of_fragments", _fragment_part_by_rows, _fragment_part_by_registers)
+_halves = primitive("halves_of_rows", _halves_by_rows, _halves_by_registers)
+_part = primitive("part_of_packed", _part_by_rows, _part_by_registers)
+_packed = primitive("packed_parts", _packed_by_rows, _packed_by_registers)
+_fragment_part = primitive("part_of_fragments", _fragment_part_by_rows, _fragment_part_by_registers)

@@ -1,11 +1,14 @@
 """The kernel for Hopper and causal sequences of five to eight blocks of 4096 steps: spectra of the taps come from L2.
 
 It is the scheme of `block_toeplitz`, Y_m = sum_j K_(m-j) X_j, for more spectra than leave room for those of the taps.
-Each of four warpgroups transforms two blocks, one after the other, and does the products of 16 columns for all of them.
-The taps' spectra pass it by in pieces of those columns, 4 KB each, three at a time, where a gate passes otherwise.
-Blocks 4 to 7 of the result come first, which need all of X, and then the others, which need only themselves: every
-piece is read once for four results, and those of lags below 4 twice. What surrounds a product, waiting, fetching and
-addresses, is some 85 instructions of a warp, as much as the products of two results: so pieces are as wide as can be.
+Each of four warpgroups transforms two blocks, one after the other, and does the products of 16 columns for all of them,
+8 at a time. Blocks 4 to 7 of the result come first, which need all of X, and then the others, which need only
+themselves. From one lag to the next four results need three of the same X and one more, so four of them stay in
+registers in float32, and each is read and converted once or twice for its 8 products at most.
+
+The taps' spectra never come to shared memory: they are `fragments`, which a thread loads from L2 into registers, both
+parts of 8 columns by one load, two lags ahead of their products. All of it is some 1,940 instructions of a warp and
+row, of which 1,150 are products; by a ring of pieces in shared memory, with X read for each product, it was 3,140.
 """
 
 import functools
@@ -17,7 +20,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
-from pallas_kernels.fft_conv.block_toeplitz import Schedule, Shapes, inverse, load_columns, load_tables, put, put_columns
+from pallas_kernels.fft_conv.block_toeplitz import (
+    Schedule,
+    Shapes,
+    inverse,
+    load_columns,
+    load_tables,
+    put,
+    put_columns,
+)
 from pallas_kernels.fft_conv.chain import ByColumns, apply_gate, floats
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, complex_planes, load, matrices, persistent_kernel
@@ -29,7 +40,7 @@ MAX_BLOCKS = 2 * GROUPS
 """As many spectra, 128 KB, fit beside the tables."""
 
 _AHEAD = 2
-"""Pieces of the taps' spectra that are on their way while one is in work."""
+"""Fragments of the taps' spectra that are on their way while one is in work."""
 
 
 def tables(f1, f2, twiddle, dtype):
@@ -42,6 +53,7 @@ class _Chain(ByColumns):
     """Whose twiddle factors are `fragments` in float32."""
 
     def first_block(self, transposed: bool = False):
+        """Likewise."""
         return tuple(plane.T if transposed else plane for plane in complex_planes(self.f1, self.fresh()))
 
     def _twiddles(self):
@@ -52,8 +64,8 @@ class _Chain(ByColumns):
 def forward(shapes: Shapes):
     """The kernel (u, pre gate, post gate, spectra of the taps, f1, f2, twiddle, [31]) -> y.
 
-    u is `(B, 1 or C, D, length, 64)`, the spectra `(D, C, lags, 2, 64, 64)`, y `(B, C, D, length, 64)`. An absent gate
-    is not read. Lags are those of a causal convolution.
+    u is `(B, 1 or C, D, length, 64)`, the spectra `(D, C, lags)` of `fragments`, `(8, 128, 8)` each, y
+    `(B, C, D, length, 64)`. An absent gate is not read. Lags are those of a causal convolution.
     """
     assert shapes.lags == (0, shapes.count - 1)
     assert GROUPS < shapes.count <= MAX_BLOCKS
@@ -98,7 +110,8 @@ def forward(shapes: Shapes):
             @pl.when(work & exists(second))
             def _():
                 source = gate.at[row, channel if sequences > 1 else 0, feature, block_rows(second, zero)]
-                plgpu.copy_gmem_to_smem(source, scratch["gates"].at[group + zero], barriers["rows"].at[MAX_BLOCKS + group + zero])
+                barrier = barriers["rows"].at[MAX_BLOCKS + group + zero]
+                plgpu.copy_gmem_to_smem(source, scratch["gates"].at[group + zero], barrier)
 
         def gate_here(zero):
             """Waits for it."""

@@ -36,8 +36,8 @@ from pallas_kernels.fft_conv import (
     tiles,
 )
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config, Kernel
-from pallas_kernels.fft_conv.outer_plan import RADICES, OuterPlan, inner_tables
 from pallas_kernels.fft_conv.mosaic import PIECE
+from pallas_kernels.fft_conv.outer_plan import RADICES, OuterPlan, inner_tables
 from pallas_kernels.fft_conv.rearranged import fragment_shape
 from pallas_kernels.fft_conv.tables import convolution_tables, dft_tables
 from pallas_kernels.fft_conv.tuned import configuration

@@ -35,7 +35,7 @@ from pallas_kernels.fft_conv.outer_plan import (
     real_product_tables,
 )
 from pallas_kernels.fft_conv.rearranged import exchanged, fragments, in_thread_order, unpacked
-from pallas_kernels.fft_conv.tables import block_scale, convolution_tables, dft_tables, tap_spectra
+from pallas_kernels.fft_conv.tables import block_scale, dft_tables, tap_spectra
 from tests import tolerances
 from tests.kernels.interpreter import interpreted
 from tests.kernels.parity_table import relative_error
