@@ -1,6 +1,7 @@
 """The convolution of sequences of two to eight blocks of 4096 steps whose spectra meet on chip, by few launches.
 
-Sequences and gates are `(B, 1 or C, D, rows, 64)`, spectra of the taps `(D, C, lags, 2, 64, 64)`; the tables come last.
+Sequences and gates are `(B, 1 or C, D, rows, 64)`, spectra of the taps `(D, C, lags, 2, 64, 64)`, of more than four
+blocks `fragments` in place of the two planes; the tables come last.
 """
 
 import dataclasses
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 from pallas_kernels.fft_conv import block_toeplitz, blocked_backward_sm90, blocked_sm90, streamed_sm90
 from pallas_kernels.fft_conv.config import MAX_BLOCKS
 from pallas_kernels.fft_conv.lowering import lowered_once
-from pallas_kernels.fft_conv.rearranged import fragments
 from pallas_kernels.fft_conv.tables import convolution_tables
 
 
@@ -20,9 +20,8 @@ def forward(x, pre_gate, post_gate, spectra, lags: tuple[int, int], *tables):
     operands = x, *_present(x, pre_gate, post_gate)
     if shapes.count > MAX_BLOCKS:
         *tables, shift = tables
-        taps = fragments(*jnp.moveaxis(spectra, -3, 0))
         kernel = lowered_once(streamed_sm90.forward, shapes)
-        return kernel(*operands, taps, *streamed_sm90.tables(*tables, x.dtype), shift)
+        return kernel(*operands, spectra, *streamed_sm90.tables(*tables, x.dtype), shift)
     tables = _in_dtype(x.dtype, *tables)
     results = []
     for first in range(lags[0], lags[1] + 1, shapes.most_lags):

@@ -106,6 +106,11 @@ def parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return re, im
 
 
+def fragment(re: jax.Array, im: jax.Array) -> jax.Array:
+    """Of those parts, as `load_fragments` loads it."""
+    return _fragment_of.bind(re, im)
+
+
 def _fragment_layout(dtype):
     shape = fragment_shape(dtype)
     return plgpu.Layout.WG_STRIDED(shape, shape[1])
@@ -132,6 +137,30 @@ def _fragment_part_by_registers(x, *, part: int):
         return _matrix(registers)
 
     return take(x)
+
+
+def _fragment_by_rows(re, im):
+    (whole,) = fragments(re, im)
+    return whole
+
+
+def _fragment_by_registers(re, im):
+    shape = loads, each = fragment_shape(re.dtype)
+
+    @plgpu.inline_mgpu(
+        arg_types=(_TILE, _TILE),
+        return_type=plgpu.ShapeDtypeStruct(shape, re.dtype, layout=_fragment_layout(re.dtype)),
+    )
+    def take(_, *matrices):
+        pairs = [matrix.registers.take(half, _HALF_AXIS).item() for matrix in matrices for half in (0, 1)]
+        numbers = [(pair, place) for pair in pairs for place in (0, 1)]
+        registers = np.empty(loads // _THREADS, object)
+        for load in range(registers.size):
+            registers[load] = _vector(*zip(*numbers[load * each : (load + 1) * each], strict=True))
+        layout = mgpu.WGStridedFragLayout(shape, each)
+        return mgpu.FragmentedArray(_registers=registers, _layout=layout, _is_signed=None)
+
+    return take(re, im)
 
 
 def _halves_by_rows(first, second, *, half: int):
@@ -205,4 +234,5 @@ def _vector(sources, places):
 _halves = primitive("halves_of_rows", _halves_by_rows, _halves_by_registers)
 _part = primitive("part_of_packed", _part_by_rows, _part_by_registers)
 _packed = primitive("packed_parts", _packed_by_rows, _packed_by_registers)
+_fragment_of = primitive("fragment_of_parts", _fragment_by_rows, _fragment_by_registers)
 _fragment_part = primitive("part_of_fragments", _fragment_part_by_rows, _fragment_part_by_registers)
