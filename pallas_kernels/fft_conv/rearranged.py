@@ -95,19 +95,19 @@ def fragments(re: jax.Array, im: jax.Array) -> jax.Array:
     return by_loads.reshape(*outer, n // PIECE, loads, each)
 
 
-def load_fragments(ref) -> jax.Array:
+def load_fragment(ref) -> jax.Array:
     """Eight columns that lie so in any memory, in registers as they are."""
     return plgpu.load(ref, layout=_fragment_layout(ref.dtype))
 
 
 def parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Real and imaginary parts, `(64, 8)`, of what `load_fragments` loads."""
+    """Real and imaginary parts, `(64, 8)`, of what `load_fragment` loads."""
     re, im = (_fragment_part.bind(x, part=part) for part in (0, 1))
     return re, im
 
 
 def fragment(re: jax.Array, im: jax.Array) -> jax.Array:
-    """Of those parts, as `load_fragments` loads it."""
+    """Of those parts, as `load_fragment` loads it."""
     return _fragment_of.bind(re, im)
 
 

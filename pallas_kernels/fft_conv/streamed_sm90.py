@@ -32,7 +32,7 @@ from pallas_kernels.fft_conv.block_toeplitz import (
 from pallas_kernels.fft_conv.chain import ByColumns, apply_gate, floats
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, complex_planes, load, matrices, persistent_kernel
-from pallas_kernels.fft_conv.rearranged import fragment_shape, fragments, load_fragments, parts
+from pallas_kernels.fft_conv.rearranged import fragment_shape, fragments, load_fragment, parts
 from pallas_kernels.fft_conv.tables import convolution_tables
 
 GROUPS = 4
@@ -58,7 +58,7 @@ class _Chain(ByColumns):
 
     def _twiddles(self):
         zero, radix = self.fresh(), column_dft.radix(TILE)
-        return lambda piece: [parts(load_fragments(self.twiddle.at[zero + piece * radix + b1])) for b1 in range(radix)]
+        return lambda piece: [parts(load_fragment(self.twiddle.at[zero + piece * radix + b1])) for b1 in range(radix)]
 
 
 def forward(shapes: Shapes):
@@ -186,7 +186,7 @@ def forward(shapes: Shapes):
 
                 def taps_of(lag):
                     piece = group * (CHUNK // PIECE) + half
-                    return load_fragments(spectrum.at[feature, channel, lag, piece])
+                    return load_fragment(spectrum.at[feature, channel, lag, piece])
 
                 ahead = [taps_of(lag) for lag in lags[:_AHEAD]]
                 xs: dict[int, tuple] = {}

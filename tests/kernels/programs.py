@@ -158,6 +158,17 @@ def _streamed_forward(program: Program):
     return streamed_sm90.forward(shapes), (u, u, u, spectra, f1, f2, twiddle, shift)
 
 
+def _streamed_spectrum(program: Program):
+    """Of the taps for it; options are fewer features."""
+    dtype, config = jnp.dtype(program.dtype), Config(TILE)
+    taps = jax.ShapeDtypeStruct((FEATURES - program.options, program.config.count, BLOCK), jnp.float32)
+
+    def transform(taps, *tables):
+        return spectrum_sm90.tap_spectra(taps, config, dtype, *tables, before=False, in_fragments=True)
+
+    return transform, (taps, *jax.eval_shape(lambda: (*dft_tables(config, jnp.float32), jnp.zeros(1, jnp.int32))))
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """Of a kernel for long sequences: rows of 4096 or 2048 steps, and whether it joins instead of splitting them."""
@@ -360,6 +371,12 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
     *(
         ("forward", _streamed_forward, Blocks(count, (0, count - 1)), "fft_conv_streamed_forward")
         for count in (5, 6, 7, 8)
+    ),
+    (
+        "spectrum in fragments",
+        _streamed_spectrum,
+        Blocks(streamed_sm90.MAX_BLOCKS, (0, streamed_sm90.MAX_BLOCKS - 1)),
+        "fft_conv_spectrum",
     ),
     *(("inner forward", _inner_forward, Rows(plan), "fft_conv_inner_forward") for plan in (*_INNER, _WIDE)),
     *(("inner backward", _inner_backward, Rows(plan), "fft_conv_inner_backward") for plan in _INNER),
