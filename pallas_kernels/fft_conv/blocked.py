@@ -19,9 +19,8 @@ def forward(x, pre_gate, post_gate, spectra, lags: tuple[int, int], *tables):
     shapes = _shapes(x, pre_gate, post_gate, spectra, lags)
     operands = x, *_present(x, pre_gate, post_gate)
     if shapes.count > MAX_BLOCKS:
-        *tables, shift = tables
         kernel = lowered_once(streamed_sm90.forward, shapes)
-        return kernel(*operands, spectra, *streamed_sm90.tables(*tables, x.dtype), shift)
+        return kernel(*operands, spectra, *streamed_sm90.tables(x.dtype, *tables))
     tables = _in_dtype(x.dtype, *tables)
     results = []
     for first in range(lags[0], lags[1] + 1, shapes.most_lags):

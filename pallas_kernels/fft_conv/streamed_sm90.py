@@ -43,10 +43,10 @@ _AHEAD = 2
 """Fragments of the taps' spectra that are on their way while one is in work."""
 
 
-def tables(f1, f2, twiddle, dtype):
+def tables(dtype, f1, f2, twiddle, shift):
     """Those of the kernel from those of `tables.dft_tables` in float32; twiddle factors stay in it."""
     f1, f2, twiddle = convolution_tables(f1, f2, twiddle)
-    return f1[:2].astype(dtype), f2.astype(dtype), fragments(*twiddle)
+    return f1[:2].astype(dtype), f2.astype(dtype), fragments(*twiddle), shift
 
 
 class _Chain(ByColumns):

@@ -366,10 +366,9 @@ def test_spectra_of_the_taps_stream_past(count, gated):
     config = Config(TILE)
     spectra = tap_spectra(jnp.asarray(taps.reshape(1, count, BLOCK)), config, before=False)[:, None]
     spectra = fragments(*jnp.moveaxis(spectra, -3, 0).astype(jnp.float16))
+    tables = streamed_sm90.tables(jnp.float16, *dft_tables(config, jnp.float32), SHIFT)
     with interpreted():
-        y = jax.jit(streamed_sm90.forward(shapes))(
-            u, pre_gate, post_gate, spectra, *streamed_sm90.tables(*dft_tables(config, jnp.float32), jnp.float16), SHIFT
-        )
+        y = jax.jit(streamed_sm90.forward(shapes))(u, pre_gate, post_gate, spectra, *tables)
     flat = [x.astype(np.float64).reshape(2, -1) for x in (u, pre_gate, post_gate)]
     want = convolved(flat[0] * (flat[1] if gated else 1), taps) * (flat[2] if gated else 1)
     assert relative_error(np.asarray(y).reshape(2, -1), want) < TOLERANCE  # 6.6e-4
