@@ -131,9 +131,10 @@ def forward(shapes: Shapes):
 
         plgpu.barrier_wait(barriers["tables"])
 
-        def meet(zero):
-            plgpu.barrier_arrive(barriers["all"].at[zero])
-            plgpu.barrier_wait(barriers["all"].at[zero])
+        def meet():
+            """Twice in a row, after which the phase of the barrier is as before and takes no register."""
+            plgpu.barrier_arrive(barriers["all"])
+            plgpu.barrier_wait(barriers["all"])
 
         @pl.loop(0, schedule.steps)
         def _(step):
@@ -170,11 +171,11 @@ def forward(shapes: Shapes):
 
             def products_of(ms):
                 halves = [products_of_half(ms, half) for half in range(CHUNK // PIECE)]
+                zero = fresh()
                 for m, pieces in zip(ms, zip(*halves, strict=True), strict=True):
-                    zero = fresh()
                     for plane, both in enumerate(zip(*pieces, strict=True)):
                         value = lax.concatenate(list(both), 1)
-                        scratch["slots"].at[m + zero, plane, :, columns_of_group(zero)][...] = value
+                        scratch["slots"].at[m, plane, :, columns_of_group(zero)][...] = value
 
             def products_of_half(ms, half):
                 """Planes of conj(Y_m) of those results, of 8 columns."""
@@ -199,7 +200,7 @@ def forward(shapes: Shapes):
                         if m < lag:
                             continue
                         if m - lag not in xs:
-                            block = scratch["slots"].at[m - lag + zero, :, :, columns_of_group(zero)]
+                            block = scratch["slots"].at[m - lag, :, :, columns_of_group(zero)]
                             xs[m - lag] = floats(*(load(block.at[plane])[:, columns] for plane in (0, 1)))
                         a, b = xs[m - lag]
                         if m not in ys:  # conj(Y), in an order in which each line is two fused operations
@@ -237,10 +238,10 @@ def forward(shapes: Shapes):
                 fetch_gate(step, 0, post_gate, shapes.post_gates, fresh())
                 if not shapes.post_gates:
                     fetch_gate(step + 1, 0, pre_gate, shapes.pre_gates, fresh())
-                meet(fresh())
+                meet()
                 products()
                 plgpu.commit_smem()
-                meet(fresh())
+                meet()
                 pl.loop(0, 2)(transform_back)
                 if shapes.post_gates:
                     plgpu.commit_smem()
@@ -264,7 +265,7 @@ def forward(shapes: Shapes):
         "gates": matrices((GROUPS, N1, TILE), dtype, columns=CHUNK),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=3 + TILE // PIECE),
-            "all": plgpu.Barrier(num_arrivals=GROUPS, num_barriers=1),
+            "all": plgpu.Barrier(num_arrivals=GROUPS),
             # Of one array the phases take one register: those of the gates follow those of the blocks.
             "rows": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS + GROUPS),
         },
