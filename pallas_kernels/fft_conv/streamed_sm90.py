@@ -160,7 +160,8 @@ def forward(shapes: Shapes):
 
                     next_gate = functools.partial(fetch_gate, step, 1, pre_gate, shapes.pre_gates, fresh(second))
                     pl.when(second == 0)(next_gate)
-                    put(chain.second([a]), lambda: slot(second, fresh(second)), dtype)
+                    place = slot(second, fresh(second))
+                    put(chain.second([a]), lambda: place, dtype)
 
             def products():
                 """Each warpgroup its own columns of all blocks, in place."""
