@@ -273,10 +273,11 @@ def _run_backward(u, pre_gate, post_gate, g, taps, f1, f2, twiddle, shift, gates
 
 
 def _spectra(u, taps, config, *tables):
-    """`(D, C, lags, 2, 64, n2)` in the dtype of u."""
-    _, ahead = _blocks(u, taps)
+    """`(D, C, lags, 2, 64, n2)` in the dtype of u, or as `streamed_sm90` takes them."""
+    blocks, ahead = _blocks(u, taps)
     flat = taps.reshape(-1, *taps.shape[2:])
-    kernel = traced_once(spectrum_sm90.tap_transform, config.n2, config.blocks, u.dtype, ahead)
+    streamed = blocks > MAX_BLOCKS
+    kernel = traced_once(spectrum_sm90.tap_transform, config.n2, config.blocks, u.dtype, ahead, streamed)
     spectra = kernel(flat, *tables)
     return spectra.reshape(*taps.shape[:2], *spectra.shape[1:])
 

@@ -1,6 +1,7 @@
 """The convolution of sequences of two to eight blocks of 4096 steps whose spectra meet on chip, by few launches.
 
-Sequences and gates are `(B, 1 or C, D, rows, 64)`, spectra of the taps `(D, C, lags, 2, 64, 64)`; the tables come last.
+Sequences and gates are `(B, 1 or C, D, rows, 64)`, spectra of the taps `(D, C, lags, 2, 64, 64)`, of more than four
+blocks `fragments` in place of the two planes; the tables come last.
 """
 
 import dataclasses
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 from pallas_kernels.fft_conv import block_toeplitz, blocked_backward_sm90, blocked_sm90, streamed_backward_sm90, streamed_sm90
 from pallas_kernels.fft_conv.config import MAX_BLOCKS
 from pallas_kernels.fft_conv.lowering import lowered_once
-from pallas_kernels.fft_conv.rearranged import fragments
 from pallas_kernels.fft_conv.tables import convolution_tables
 
 
@@ -20,7 +20,7 @@ def forward(x, pre_gate, post_gate, spectra, lags: tuple[int, int], *tables):
     operands = x, *_present(x, pre_gate, post_gate)
     if shapes.count > MAX_BLOCKS:
         kernel = lowered_once(streamed_sm90.forward, shapes)
-        return kernel(*operands, _of_threads(spectra), *_streamed_tables(x.dtype, *tables))
+        return kernel(*operands, spectra, *streamed_sm90.tables(x.dtype, *tables))
     tables = _in_dtype(x.dtype, *tables)
     results = []
     for first in range(lags[0], lags[1] + 1, shapes.most_lags):
@@ -41,9 +41,9 @@ def backward(x, pre_gate, post_gate, g, spectra, lags: tuple[int, int], *tables)
     """
     shapes = _shapes(x, pre_gate, post_gate, spectra, lags)
     if shapes.count > MAX_BLOCKS:
-        tables = _streamed_tables(x.dtype, *tables)
+        tables = streamed_sm90.tables(x.dtype, *tables)
         xs = lowered_once(streamed_backward_sm90.transform, shapes)(x, *tables)
-        d_x, d_spectra = lowered_once(streamed_backward_sm90.backward, shapes)(g, xs, _of_threads(spectra), *tables)
+        d_x, d_spectra = lowered_once(streamed_backward_sm90.backward, shapes)(g, xs, spectra, *tables)
         return d_x, None, streamed_backward_sm90.whole_spectra(d_spectra, shapes)
     operands = x, g, *_present(x, pre_gate, post_gate)
     kernel = lowered_once(blocked_backward_sm90.backward, shapes)
@@ -67,14 +67,6 @@ def _shapes(x, pre_gate, post_gate, spectra, lags):
 def _present(x, pre_gate, post_gate):
     """The gates, with x in the place of an absent one."""
     return x if pre_gate is None else pre_gate, x if post_gate is None else post_gate
-
-
-def _of_threads(spectra):
-    return fragments(*jnp.moveaxis(spectra, -3, 0))
-
-
-def _streamed_tables(dtype, f1, f2, twiddle, shift):
-    return *streamed_sm90.tables(f1, f2, twiddle, dtype), shift
 
 
 def _in_dtype(dtype, f1, f2, twiddle, shift):

@@ -6,27 +6,21 @@ one matrix and the last 8 for another. What a product leaves as real parts in ro
 16 w + 8 + i, i < 8, of each of two sequences, are then the real parts of both and their imaginary parts, in one thread.
 
 What multiplies both sequences is kept in the order in which threads take it, both parts of two columns side by side, so
-that one load of 16 bytes brings a thread's share of eight columns in float32, and nothing has to be converted. Of 64 complex
-rows a thread has eight numbers of such columns, its fragment, which take one load in 16 bits and two in float32.
+that one load of 16 bytes brings a thread's share of eight columns in float32, and nothing has to be converted. Of 64
+complex rows a thread's share of eight columns, its fragment, is eight numbers: one load in 16 bits, two in float32.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.experimental.mosaic.gpu as mgpu
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
-
-# There is no public way to lower a primitive of one's own in a kernel.
-from jax._src.lib.mlir.dialects import llvm
-from jax._src.pallas.mosaic_gpu import lowering
-from jax.extend.core import Primitive
+from jax._src.lib.mlir.dialects import llvm  # what is inlined has no public dialects
 from jax.extend.mlir import ir
-from jax.interpreters import mlir
 
 from pallas_kernels.fft_conv.config import N1
 from pallas_kernels.fft_conv.mosaic import PIECE
+from pallas_kernels.fft_conv.primitives import primitive
 
 PACKED = 4, 128
 """Of the float32 numbers that a warpgroup takes with eight columns of 32 complex rows, by warps."""
@@ -117,20 +111,20 @@ def from_fragments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return re, im
 
 
-def load_fragments(ref) -> jax.Array:
+def load_fragment(ref) -> jax.Array:
     """Eight columns that lie so in any memory, in registers as they are."""
     return plgpu.load(ref, layout=_fragment_layout(ref.dtype))
 
 
 def parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Real and imaginary parts, `(64, 8)`, of what `load_fragments` loads."""
+    """Real and imaginary parts, `(64, 8)`, of what `load_fragment` loads."""
     re, im = (_fragment_part.bind(x, part=part) for part in (0, 1))
     return re, im
 
 
 def fragment(re: jax.Array, im: jax.Array) -> jax.Array:
-    """Eight columns of both parts, `(64, 8)`, as `parts` takes them."""
-    return _fragment.bind(re, im)
+    """Of those parts, as `load_fragment` loads it."""
+    return _fragment_of.bind(re, im)
 
 
 def _fragment_layout(dtype):
@@ -162,11 +156,12 @@ def _fragment_part_by_registers(x, *, part: int):
 
 
 def _fragment_by_rows(re, im):
-    return fragments(re, im)[0]
+    (whole,) = fragments(re, im)
+    return whole
 
 
 def _fragment_by_registers(re, im):
-    shape = fragment_shape(re.dtype)
+    shape = loads, each = fragment_shape(re.dtype)
 
     @plgpu.inline_mgpu(
         arg_types=(_TILE, _TILE),
@@ -174,11 +169,11 @@ def _fragment_by_registers(re, im):
     )
     def take(_, *matrices):
         pairs = [matrix.registers.take(half, _HALF_AXIS).item() for matrix in matrices for half in (0, 1)]
-        loads = len(pairs) * 2 // shape[1]
-        registers = np.empty(loads, object)
-        for load, these in enumerate(np.array_split(np.arange(len(pairs)), loads)):
-            registers[load] = _vector([pairs[i] for i in these for _ in (0, 1)], [0, 1] * len(these))
-        layout = mgpu.WGStridedFragLayout(shape, shape[1])
+        numbers = [(pair, place) for pair in pairs for place in (0, 1)]
+        registers = np.empty(loads // _THREADS, object)
+        for load in range(registers.size):
+            registers[load] = _vector(*zip(*numbers[load * each : (load + 1) * each], strict=True))
+        layout = mgpu.WGStridedFragLayout(shape, each)
         return mgpu.FragmentedArray(_registers=registers, _layout=layout, _is_signed=None)
 
     return take(re, im)
@@ -252,24 +247,8 @@ def _vector(sources, places):
     return result
 
 
-def _primitive(name: str, meaning: Callable, on_gpu: Callable) -> Primitive:
-    """An ordinary function anywhere but in a kernel on a GPU: the interpreter does not take inlined code."""
-    primitive = Primitive(name)
-    primitive.def_impl(meaning)
-
-    def abstract(x, *rest, **static):
-        result = jax.eval_shape(lambda *x: meaning(*x, **static), x, *rest)
-        return x.update(shape=result.shape, dtype=result.dtype, weak_type=False)
-
-    primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(primitive, mlir.lower_fun(meaning, multiple_results=False))
-    for semantics in (mgpu.LoweringSemantics.Lane, mgpu.LoweringSemantics.Warpgroup):
-        lowering.register_lowering_rule(primitive, semantics)(lowering._lower_fun(on_gpu))
-    return primitive
-
-
-_halves = _primitive("halves_of_rows", _halves_by_rows, _halves_by_registers)
-_part = _primitive("part_of_packed", _part_by_rows, _part_by_registers)
-_packed = _primitive("packed_parts", _packed_by_rows, _packed_by_registers)
-_fragment_part = _primitive("part_of_fragments", _fragment_part_by_rows, _fragment_part_by_registers)
-_fragment = _primitive("fragment", _fragment_by_rows, _fragment_by_registers)
+_halves = primitive("halves_of_rows", _halves_by_rows, _halves_by_registers)
+_part = primitive("part_of_packed", _part_by_rows, _part_by_registers)
+_packed = primitive("packed_parts", _packed_by_rows, _packed_by_registers)
+_fragment_of = primitive("fragment_of_parts", _fragment_by_rows, _fragment_by_registers)
+_fragment_part = primitive("part_of_fragments", _fragment_part_by_rows, _fragment_part_by_registers)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv.config import N1, Config
-from pallas_kernels.fft_conv.mosaic import CHUNK, F32, by_columns, matrices, persistent_kernel, sums_of_products
+from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, by_columns, matrices, persistent_kernel, sums_of_products
+from pallas_kernels.fft_conv.rearranged import fragment, fragment_shape
 from pallas_kernels.fft_conv.tables import block_scale
 
 
@@ -23,7 +24,9 @@ def split(x: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
     return high, (x - high.astype(x.dtype)).astype(dtype)
 
 
-def tap_spectra(taps: jax.Array, config: Config, dtype, f1, f2, twiddle, shift, *, before: bool) -> jax.Array:
+def tap_spectra(
+    taps: jax.Array, config: Config, dtype, f1, f2, twiddle, shift, *, before: bool, in_fragments: bool = False
+) -> jax.Array:
     """`tables.tap_spectra` in a 16-bit dtype, `(count, lags, 2, 64, n2)`, by one kernel.
 
     Args:
@@ -35,6 +38,7 @@ def tap_spectra(taps: jax.Array, config: Config, dtype, f1, f2, twiddle, shift, 
       twiddle: see f1.
       shift: `[31]`, by which `chain.opaque_zeros` makes its zeros.
       before: whether the first block lies before the first lag; without it, zeros do.
+      in_fragments: whether a spectrum is not two planes but `rearranged.fragments`, `(n2 / 8, 128, 8)`.
     """
     n2 = config.n2
     taps = taps / (config.points * block_scale(config) ** 3)  # the chain's blocks scale by it once more
@@ -42,16 +46,17 @@ def tap_spectra(taps: jax.Array, config: Config, dtype, f1, f2, twiddle, shift, 
     halves = jnp.stack(split(taps, dtype), 2)
     halves = halves.reshape(*halves.shape[:3], -1, n2)
     tables = [jnp.concatenate(split(table, dtype)) for table in (f1[:2], f2, twiddle)]
-    return _kernel(config, halves.shape, dtype, before)(halves, *tables, shift)
+    return _kernel(config, halves.shape, dtype, before, in_fragments)(halves, *tables, shift)
 
 
-def tap_transform(n2: int, blocks: int, dtype, before: bool):
+def tap_transform(n2: int, blocks: int, dtype, before: bool, in_fragments: bool = False):
     """`tap_spectra` as a function of arrays, which depends on no more of a configuration than these two numbers."""
     config = Config(n2, blocks=blocks)
-    return lambda taps, *tables: tap_spectra(taps, config, dtype, *tables, before=before)
+    how = {"before": before, "in_fragments": in_fragments}
+    return lambda taps, *tables: tap_spectra(taps, config, dtype, *tables, **how)
 
 
-def _kernel(config: Config, shape, dtype, before: bool):
+def _kernel(config: Config, shape, dtype, before: bool, in_fragments: bool):
     """The kernel (halves of the taps, f1, f2, twiddle) -> spectra; the tables' low halves follow their high ones.
 
     A warpgroup goes through the blocks of an item, and keeps one's transform in registers for the next:
@@ -126,20 +131,28 @@ def _kernel(config: Config, shape, dtype, before: bool):
 
                 this = right(0), right(1)  # both at once would need more than 255 registers
 
-                result = scratch["staging"].at[group + zero]
+                # The last result has left its place, and all of the warpgroup has read these taps.
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 weight = jnp.where(block > 0, 1.0, 0.0)
                 spectrum = by_columns(
                     lambda a, b, c, d: ((a - weight * d).astype(dtype), (b + weight * c).astype(dtype)), *this, *last
                 )
-                for plane in (0, 1):
-                    result.at[plane][...] = spectrum[plane]
-                plgpu.commit_smem()
+                if not in_fragments:
+                    result = scratch["staging"].at[group + zero]
+                    for plane in (0, 1):
+                        result.at[plane][...] = spectrum[plane]
+                    plgpu.commit_smem()
 
                 @pl.when(block >= before)
                 def _():
-                    for plane in (0, 1):
-                        plgpu.copy_smem_to_gmem(result.at[plane], out.at[item, block - before, plane])
+                    place = out.at[item, block - before]
+                    if not in_fragments:
+                        for plane in (0, 1):
+                            plgpu.copy_smem_to_gmem(result.at[plane], place.at[plane])
+                        return
+                    for piece in range(n2 // PIECE):
+                        columns = slice(piece * PIECE, (piece + 1) * PIECE)
+                        place[piece] = fragment(*(plane[:, columns] for plane in spectrum))
 
                 return this
 
@@ -154,13 +167,14 @@ def _kernel(config: Config, shape, dtype, before: bool):
         "f2": matrices((4, n2, 2 * n2), dtype, columns=n2),
         "twiddle": matrices((4, N1, n2), dtype, columns=CHUNK),
         "taps": matrices((groups, 2, 2, N1, n2), dtype),
-        "staging": matrices((groups, 2, N1, n2), dtype),
+        **({} if in_fragments else {"staging": matrices((groups, 2, N1, n2), dtype)}),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=12),
             "taps": plgpu.Barrier(num_arrivals=2, num_barriers=2 * groups),
         },
     }
-    out = jax.ShapeDtypeStruct((count, blocks - before, 2, N1, n2), dtype)
+    spectrum = (n2 // PIECE, *fragment_shape(dtype)) if in_fragments else (2, N1, n2)
+    out = jax.ShapeDtypeStruct((count, blocks - before, *spectrum), dtype)
     return persistent_kernel(fft_conv_spectrum, out, scratch, grid, groups)
 
 

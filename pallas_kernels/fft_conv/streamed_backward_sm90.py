@@ -27,7 +27,7 @@ from pallas_kernels.fft_conv.block_toeplitz import Schedule, Shapes, inverse, lo
 from pallas_kernels.fft_conv.chain import floats
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, load, matrices, persistent_kernel
-from pallas_kernels.fft_conv.rearranged import fragment, fragment_shape, from_fragments, load_fragments, parts
+from pallas_kernels.fft_conv.rearranged import fragment, fragment_shape, from_fragments, load_fragment, parts
 from pallas_kernels.fft_conv.streamed_sm90 import GROUPS, MAX_BLOCKS, _Chain
 
 _PIECES = TILE // PIECE
@@ -204,12 +204,12 @@ def backward(shapes: Shapes):
                 zero, columns = fresh(), slice(half * PIECE, (half + 1) * PIECE)
                 piece = group * (CHUNK // PIECE) + half
                 others = range(count - ms[0])
-                ahead = [load_fragments(spectra(s, zero).at[piece]) for s in others[:_AHEAD]]
+                ahead = [load_fragment(spectra(s, zero).at[piece]) for s in others[:_AHEAD]]
                 hs: dict[int, tuple] = {}
                 totals: dict[int, tuple] = {}
                 for s in others:
                     if s + _AHEAD in others:
-                        ahead.append(load_fragments(spectra(s + _AHEAD, zero).at[piece]))
+                        ahead.append(load_fragment(spectra(s + _AHEAD, zero).at[piece]))
                     c, d = floats(*parts(ahead[s]))
                     for m in ms:
                         if m + s >= count:

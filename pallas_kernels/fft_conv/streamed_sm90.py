@@ -1,11 +1,14 @@
 """The kernel for Hopper and causal sequences of five to eight blocks of 4096 steps: spectra of the taps come from L2.
 
 It is the scheme of `block_toeplitz`, Y_m = sum_j K_(m-j) X_j, for more spectra than leave room for those of the taps.
-Each of four warpgroups transforms two blocks, one after the other, and does the products of 16 columns for all of them.
-The taps' spectra pass it by in pieces of those columns, 4 KB each, three at a time, where a gate passes otherwise.
-Blocks 4 to 7 of the result come first, which need all of X, and then the others, which need only themselves: every
-piece is read once for four results, and those of lags below 4 twice. What surrounds a product, waiting, fetching and
-addresses, is some 85 instructions of a warp, as much as the products of two results: so pieces are as wide as can be.
+Each of four warpgroups transforms two blocks, one after the other, and does the products of 16 columns for all of them,
+8 at a time. Blocks 4 to 7 of the result come first, which need all of X, and then the others, which need only
+themselves. From one lag to the next four results need three of the same X and one more, so four of them stay in
+registers in float32, and each is read and converted once or twice for its 8 products at most.
+
+The taps' spectra never come to shared memory: they are `fragments`, which a thread loads from L2 into registers, both
+parts of 8 columns by one load, two lags ahead of their products. All of it is some 1,940 instructions of a warp and
+row, of which 1,150 are products; by a ring of pieces in shared memory, with X read for each product, it was 3,140.
 """
 
 import functools
@@ -17,11 +20,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.fft_conv import column_dft
-from pallas_kernels.fft_conv.block_toeplitz import Schedule, Shapes, inverse, load_columns, load_tables, put, put_columns
+from pallas_kernels.fft_conv.block_toeplitz import (
+    Schedule,
+    Shapes,
+    inverse,
+    load_columns,
+    load_tables,
+    put,
+    put_columns,
+)
 from pallas_kernels.fft_conv.chain import ByColumns, apply_gate, floats
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, complex_planes, load, matrices, persistent_kernel
-from pallas_kernels.fft_conv.rearranged import fragment_shape, fragments, load_fragments, parts
+from pallas_kernels.fft_conv.rearranged import fragment_shape, fragments, load_fragment, parts
 from pallas_kernels.fft_conv.tables import convolution_tables
 
 GROUPS = 4
@@ -29,31 +40,32 @@ MAX_BLOCKS = 2 * GROUPS
 """As many spectra, 128 KB, fit beside the tables."""
 
 _AHEAD = 2
-"""Pieces of the taps' spectra that are on their way while one is in work."""
+"""Fragments of the taps' spectra that are on their way while one is in work."""
 
 
-def tables(f1, f2, twiddle, dtype):
+def tables(dtype, f1, f2, twiddle, shift):
     """Those of the kernel from those of `tables.dft_tables` in float32; twiddle factors stay in it."""
     f1, f2, twiddle = convolution_tables(f1, f2, twiddle)
-    return f1[:2].astype(dtype), f2.astype(dtype), fragments(*twiddle)
+    return f1[:2].astype(dtype), f2.astype(dtype), fragments(*twiddle), shift
 
 
 class _Chain(ByColumns):
     """Whose twiddle factors are `fragments` in float32."""
 
     def first_block(self, transposed: bool = False):
+        """Likewise."""
         return tuple(plane.T if transposed else plane for plane in complex_planes(self.f1, self.fresh()))
 
     def _twiddles(self):
         zero, radix = self.fresh(), column_dft.radix(TILE)
-        return lambda piece: [parts(load_fragments(self.twiddle.at[zero + piece * radix + b1])) for b1 in range(radix)]
+        return lambda piece: [parts(load_fragment(self.twiddle.at[zero + piece * radix + b1])) for b1 in range(radix)]
 
 
 def forward(shapes: Shapes):
     """The kernel (u, pre gate, post gate, spectra of the taps, f1, f2, twiddle, [31]) -> y.
 
-    u is `(B, 1 or C, D, length, 64)`, the spectra `(D, C, lags, 2, 64, 64)`, y `(B, C, D, length, 64)`. An absent gate
-    is not read. Lags are those of a causal convolution.
+    u is `(B, 1 or C, D, length, 64)`, the spectra `(D, C, lags)` of `fragments`, `(8, 128, 8)` each, y
+    `(B, C, D, length, 64)`. An absent gate is not read. Lags are those of a causal convolution.
     """
     assert shapes.lags == (0, shapes.count - 1)
     assert GROUPS < shapes.count <= MAX_BLOCKS
@@ -98,7 +110,8 @@ def forward(shapes: Shapes):
             @pl.when(work & exists(second))
             def _():
                 source = gate.at[row, channel if sequences > 1 else 0, feature, block_rows(second, zero)]
-                plgpu.copy_gmem_to_smem(source, scratch["gates"].at[group + zero], barriers["rows"].at[MAX_BLOCKS + group + zero])
+                barrier = barriers["rows"].at[MAX_BLOCKS + group + zero]
+                plgpu.copy_gmem_to_smem(source, scratch["gates"].at[group + zero], barrier)
 
         def gate_here(zero):
             """Waits for it."""
@@ -118,9 +131,10 @@ def forward(shapes: Shapes):
 
         plgpu.barrier_wait(barriers["tables"])
 
-        def meet(zero):
-            plgpu.barrier_arrive(barriers["all"].at[zero])
-            plgpu.barrier_wait(barriers["all"].at[zero])
+        def meet():
+            """Twice in a row, after which the phase of the barrier is as before and takes no register."""
+            plgpu.barrier_arrive(barriers["all"])
+            plgpu.barrier_wait(barriers["all"])
 
         @pl.loop(0, schedule.steps)
         def _(step):
@@ -146,7 +160,8 @@ def forward(shapes: Shapes):
 
                     next_gate = functools.partial(fetch_gate, step, 1, pre_gate, shapes.pre_gates, fresh(second))
                     pl.when(second == 0)(next_gate)
-                    put(chain.second([a]), lambda: slot(second, fresh(second)), dtype)
+                    place = slot(second, fresh(second))
+                    put(chain.second([a]), lambda: place, dtype)
 
             def products():
                 """Each warpgroup its own columns of all blocks, in place."""
@@ -157,11 +172,11 @@ def forward(shapes: Shapes):
 
             def products_of(ms):
                 halves = [products_of_half(ms, half) for half in range(CHUNK // PIECE)]
+                zero = fresh()
                 for m, pieces in zip(ms, zip(*halves, strict=True), strict=True):
-                    zero = fresh()
                     for plane, both in enumerate(zip(*pieces, strict=True)):
                         value = lax.concatenate(list(both), 1)
-                        scratch["slots"].at[m + zero, plane, :, columns_of_group(zero)][...] = value
+                        scratch["slots"].at[m, plane, :, columns_of_group(zero)][...] = value
 
             def products_of_half(ms, half):
                 """Planes of conj(Y_m) of those results, of 8 columns."""
@@ -173,7 +188,7 @@ def forward(shapes: Shapes):
 
                 def taps_of(lag):
                     piece = group * (CHUNK // PIECE) + half
-                    return load_fragments(spectrum.at[feature, channel, lag, piece])
+                    return load_fragment(spectrum.at[feature, channel, lag, piece])
 
                 ahead = [taps_of(lag) for lag in lags[:_AHEAD]]
                 xs: dict[int, tuple] = {}
@@ -186,7 +201,7 @@ def forward(shapes: Shapes):
                         if m < lag:
                             continue
                         if m - lag not in xs:
-                            block = scratch["slots"].at[m - lag + zero, :, :, columns_of_group(zero)]
+                            block = scratch["slots"].at[m - lag, :, :, columns_of_group(zero)]
                             xs[m - lag] = floats(*(load(block.at[plane])[:, columns] for plane in (0, 1)))
                         a, b = xs[m - lag]
                         if m not in ys:  # conj(Y), in an order in which each line is two fused operations
@@ -224,10 +239,10 @@ def forward(shapes: Shapes):
                 fetch_gate(step, 0, post_gate, shapes.post_gates, fresh())
                 if not shapes.post_gates:
                     fetch_gate(step + 1, 0, pre_gate, shapes.pre_gates, fresh())
-                meet(fresh())
+                meet()
                 products()
                 plgpu.commit_smem()
-                meet(fresh())
+                meet()
                 pl.loop(0, 2)(transform_back)
                 if shapes.post_gates:
                     plgpu.commit_smem()
@@ -251,7 +266,7 @@ def forward(shapes: Shapes):
         "gates": matrices((GROUPS, N1, TILE), dtype, columns=CHUNK),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=3 + TILE // PIECE),
-            "all": plgpu.Barrier(num_arrivals=GROUPS, num_barriers=1),
+            "all": plgpu.Barrier(num_arrivals=GROUPS),
             # Of one array the phases take one register: those of the gates follow those of the blocks.
             "rows": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS + GROUPS),
         },

@@ -10,13 +10,10 @@ import jax.experimental.mosaic.gpu as mgpu
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
-
-# There is no public way to lower a primitive of one's own in a kernel.
-from jax._src.lib.mlir.dialects import arith, llvm
-from jax._src.pallas.mosaic_gpu import lowering
-from jax.extend.core import Primitive
+from jax._src.lib.mlir.dialects import arith, llvm  # what is inlined has no public dialects
 from jax.extend.mlir import ir
-from jax.interpreters import mlir
+
+from pallas_kernels.fft_conv.primitives import primitive
 
 _LAYOUT = plgpu.Layout.WGMMA
 
@@ -55,19 +52,4 @@ def _floats(pair):
     return llvm.bitcast(ir.VectorType.get((2,), ir.F32Type.get()), words)
 
 
-def _primitive() -> Primitive:
-    """The conversion, an ordinary one anywhere but in a kernel on a GPU: the interpreter does not take inlined code."""
-
-    def convert(x):
-        return x.astype(jnp.float32)
-
-    primitive = Primitive("widened_bfloat16")
-    primitive.def_impl(convert)
-    primitive.def_abstract_eval(lambda x: x.update(dtype=jnp.dtype("float32"), weak_type=False))
-    mlir.register_lowering(primitive, mlir.lower_fun(convert, multiple_results=False))
-    for semantics in (mgpu.LoweringSemantics.Lane, mgpu.LoweringSemantics.Warpgroup):
-        lowering.register_lowering_rule(primitive, semantics)(lowering._lower_fun(_by_halves))
-    return primitive
-
-
-_widened = _primitive()
+_widened = primitive("widened_bfloat16", lambda x: x.astype(jnp.float32), _by_halves)

@@ -38,8 +38,8 @@ from pallas_kernels.fft_conv import (
     tiles,
 )
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config, Kernel
-from pallas_kernels.fft_conv.outer_plan import RADICES, OuterPlan, inner_tables
 from pallas_kernels.fft_conv.mosaic import PIECE
+from pallas_kernels.fft_conv.outer_plan import RADICES, OuterPlan, inner_tables
 from pallas_kernels.fft_conv.rearranged import fragment_shape
 from pallas_kernels.fft_conv.tables import convolution_tables, dft_tables
 from pallas_kernels.fft_conv.tuned import configuration
@@ -171,6 +171,17 @@ def _streamed_transform(program: Program):
     shapes = dataclasses.replace(_blocked_shapes(program), pre_gates=0, post_gates=0)
     (u, _, _, _, *tables) = _streamed_forward(program)[1]
     return streamed_backward_sm90.transform(shapes), (u, *tables)
+
+
+def _streamed_spectrum(program: Program):
+    """Of the taps for it; options are fewer features."""
+    dtype, config = jnp.dtype(program.dtype), Config(TILE)
+    taps = jax.ShapeDtypeStruct((FEATURES - program.options, program.config.count, BLOCK), jnp.float32)
+
+    def transform(taps, *tables):
+        return spectrum_sm90.tap_spectra(taps, config, dtype, *tables, before=False, in_fragments=True)
+
+    return transform, (taps, *jax.eval_shape(lambda: (*dft_tables(config, jnp.float32), jnp.zeros(1, jnp.int32))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,6 +402,14 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
         for count in (5, 6, 7, 8)
     ),
     ("transform", _streamed_transform, Blocks(8, (0, 7)), "fft_conv_streamed_transform"),
+
+
+    (
+        "spectrum in fragments",
+        _streamed_spectrum,
+        Blocks(streamed_sm90.MAX_BLOCKS, (0, streamed_sm90.MAX_BLOCKS - 1)),
+        "fft_conv_spectrum",
+    ),
     *(("inner forward", _inner_forward, Rows(plan), "fft_conv_inner_forward") for plan in (*_INNER, _WIDE)),
     *(("inner backward", _inner_backward, Rows(plan), "fft_conv_inner_backward") for plan in _INNER),
     *(("inner spectrum", _taps_forward, Rows(plan), "fft_conv_inner_transform") for plan in (*_INNER, _WIDE)),

@@ -22,6 +22,7 @@ from pallas_kernels.fft_conv import (
     outer_panels,
     outer_radix4_sm90,
     outer_radix_sm90,
+    spectrum_sm90,
     streamed_sm90,
     three_pass,
 )
@@ -35,7 +36,7 @@ from pallas_kernels.fft_conv.outer_plan import (
     real_product_tables,
 )
 from pallas_kernels.fft_conv.rearranged import exchanged, fragments, in_thread_order, unpacked
-from pallas_kernels.fft_conv.tables import block_scale, convolution_tables, dft_tables, tap_spectra
+from pallas_kernels.fft_conv.tables import block_scale, dft_tables, tap_spectra
 from tests import tolerances
 from tests.kernels.interpreter import interpreted
 from tests.kernels.parity_table import relative_error
@@ -369,14 +370,23 @@ def test_spectra_of_the_taps_stream_past(count, gated):
     config = Config(TILE)
     spectra = tap_spectra(jnp.asarray(taps.reshape(1, count, BLOCK)), config, before=False)[:, None]
     spectra = fragments(*jnp.moveaxis(spectra, -3, 0).astype(jnp.float16))
+    tables = streamed_sm90.tables(jnp.float16, *dft_tables(config, jnp.float32), SHIFT)
     with interpreted():
-        y = jax.jit(streamed_sm90.forward(shapes))(
-            u, pre_gate, post_gate, spectra, *streamed_sm90.tables(*dft_tables(config, jnp.float32), jnp.float16), SHIFT
-        )
+        y = jax.jit(streamed_sm90.forward(shapes))(u, pre_gate, post_gate, spectra, *tables)
     flat = [x.astype(np.float64).reshape(2, -1) for x in (u, pre_gate, post_gate)]
     want = convolved(flat[0] * (flat[1] if gated else 1), taps) * (flat[2] if gated else 1)
-    print("ERR", relative_error(np.asarray(y).reshape(2, -1), want))
     assert relative_error(np.asarray(y).reshape(2, -1), want) < TOLERANCE  # 6.6e-4
+
+
+def test_the_transform_of_the_taps_writes_fragments():
+    taps = jnp.asarray(random(0, 3, 2, BLOCK).astype(np.float32))
+    tables = *dft_tables(Config(TILE), jnp.float32), SHIFT
+    with interpreted():
+        planes, whole = (
+            spectrum_sm90.tap_spectra(taps, Config(TILE), jnp.float16, *tables, before=False, in_fragments=in_fragments)
+            for in_fragments in (False, True)
+        )
+    np.testing.assert_array_equal(whole, fragments(*jnp.moveaxis(planes, -3, 0)))
 
 
 def convolved(x: np.ndarray, taps: np.ndarray) -> np.ndarray:
