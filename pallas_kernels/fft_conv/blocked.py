@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from pallas_kernels.fft_conv import block_toeplitz, blocked_backward_sm90, blocked_sm90, streamed_backward_sm90, streamed_sm90
 from pallas_kernels.fft_conv.config import MAX_BLOCKS
 from pallas_kernels.fft_conv.lowering import lowered_once
+from pallas_kernels.fft_conv.rearranged import from_fragments
 from pallas_kernels.fft_conv.tables import convolution_tables
 
 
@@ -42,9 +43,10 @@ def backward(x, pre_gate, post_gate, g, spectra, lags: tuple[int, int], *tables)
     shapes = _shapes(x, pre_gate, post_gate, spectra, lags)
     if shapes.count > MAX_BLOCKS:
         tables = streamed_sm90.tables(x.dtype, *tables)
+        d_x, hs = lowered_once(streamed_backward_sm90.backward, shapes)(g, spectra, *tables)
         xs = lowered_once(streamed_backward_sm90.transform, shapes)(x, *tables)
-        d_x, d_spectra = lowered_once(streamed_backward_sm90.backward, shapes)(g, xs, spectra, *tables)
-        return d_x, None, streamed_backward_sm90.whole_spectra(d_spectra, shapes)
+        d_spectra = lowered_once(streamed_backward_sm90.taps_gradient, shapes)(xs, hs)
+        return d_x, None, jnp.stack(from_fragments(d_spectra), -3)
     operands = x, g, *_present(x, pre_gate, post_gate)
     kernel = lowered_once(blocked_backward_sm90.backward, shapes)
     if shapes.dx_fits:

@@ -1,20 +1,20 @@
-"""The backward kernels for Hopper and causal sequences of five to eight blocks of 4096 steps.
+"""The backward kernels for Hopper and causal sequences of five to eight blocks of 4096 steps, three launches.
 
 With the spectra X of u and H of g, the cotangent of the result (`block_toeplitz`),
 
     du_j = Re F^-1(sum over s of conj(K_s) H_(j+s)),      dK_l = sum over rows and s of conj(X_s) H_(l+s)
 
-Both are the same sums of H with something else. So H is what stays on chip, as u's spectra do in `streamed_sm90`, and
-spectra of the taps and of u pass it by alike, from memory to registers. X does not fit beside H: `transform` writes it
-to memory first, in the order of threads, of twice the size of u. That is 2 + 4 bytes a step and then 2 + 4 + 2, where
-three passes would move 6 + 6 + 12 + 6.
+`transform` makes X, and `backward` du, as `streamed_sm90` makes the result: H stays on chip, and the spectra of the
+taps pass it by from L2 to registers. It leaves H in memory, beside X, both in the order of threads, of twice the size of
+u each. So `taps_gradient` needs neither transforms nor shared memory: a warpgroup has 8 columns of a feature and keeps
+its sums in registers over the rows of the batch. All of it moves 2 + 4, 2 + 4 + 2 and 4 + 4 bytes a step, where three
+passes move 6 + 6 + 12 + 6.
 
-For eight lags dK is 256 KB, more than is left on chip. As in `blocked_backward_sm90` a row's share of it is added to the
-result in L2 by TMA, 8 columns of a lag at a time, in the order of threads.
+As sums that a row adds to memory, 256 KB of them, dK took 8.0 ms of 49,152 rows of 32,768 steps on an H200, beside 6.2 for
+du: those of 132 features are 34 MB, which L2 does not keep beside what comes and goes.
 """
 
 import functools
-import itertools
 
 import jax
 import jax.experimental.pallas as pl
@@ -27,28 +27,26 @@ from pallas_kernels.fft_conv.block_toeplitz import Schedule, Shapes, inverse, lo
 from pallas_kernels.fft_conv.chain import floats
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, load, matrices, persistent_kernel
-from pallas_kernels.fft_conv.rearranged import fragment, fragment_shape, from_fragments, load_fragment, parts
+from pallas_kernels.fft_conv.rearranged import fragment, fragment_shape, load_fragment, parts
 from pallas_kernels.fft_conv.streamed_sm90 import GROUPS, MAX_BLOCKS, _Chain
 
 _PIECES = TILE // PIECE
-_AHEAD = 3
-"""Pieces of spectra on their way while one is in work: those of u come from memory, not L2."""
-_LINES = 32, 32
-"""What 8 columns of dK are copied as: rows of 128 bytes."""
+_AHEAD = 2
+"""Fragments of the taps' spectra that are on their way while one is in work."""
 
 
-def spectra_of_sequences(shapes: Shapes) -> jax.ShapeDtypeStruct:
-    """What `transform` makes, `(B, 1 or C, D, blocks, 8, *fragment_shape)`."""
-    shape = shapes.batch, shapes.sequences, shapes.features, shapes.count, _PIECES, *fragment_shape(shapes.dtype)
+def spectra_of(sequences: int, shapes: Shapes) -> jax.ShapeDtypeStruct:
+    """X or H, `(B, 1 or C, D, 8, blocks, *fragment_shape)`: what a warpgroup sums up lies together."""
+    shape = shapes.batch, sequences, shapes.features, _PIECES, shapes.count, *fragment_shape(shapes.dtype)
     return jax.ShapeDtypeStruct(shape, shapes.dtype)
 
 
 def transform(shapes: Shapes):
-    """The kernel (u, f1, f2, twiddle, [31]) -> spectra of its blocks, `spectra_of_sequences`.
+    """The kernel (u, f1, f2, twiddle, [31]) -> X, `spectra_of` as many sequences as u has.
 
     u is `(B, 1 or C, D, length, 64)`. Each warpgroup has a block to itself, and the next one on its way.
     """
-    out_type = spectra_of_sequences(shapes)
+    out_type = spectra_of(shapes.sequences, shapes)
     dtype, count = shapes.dtype, shapes.count
     sequences = shapes.batch * shapes.sequences * shapes.features
     grid = min(shapes.blocks, pl.cdiv(sequences * count, GROUPS))
@@ -100,12 +98,12 @@ def transform(shapes: Shapes):
                 plgpu.barrier_wait(barriers["u"].at[number])
                 chain = _Chain.over(scratch, fresh)
                 (a,) = chain.first([scratch["inbox"].at[number]])
-                target = out.at[row, channel, feature, block]
+                target = out.at[row, channel, feature]
                 for k0, z in enumerate(chain.second([a])):
                     for half in range(CHUNK // PIECE):
                         columns = slice(half * PIECE, (half + 1) * PIECE)
                         re, im = (part[:, columns].astype(dtype) for part in z)
-                        target.at[k0 * CHUNK // PIECE + half][...] = fragment(re, im)
+                        target.at[k0 * CHUNK // PIECE + half, block][...] = fragment(re, im)
 
     scratch = {
         "f1": matrices((2, N1, N1), dtype, columns=TILE),
@@ -121,19 +119,19 @@ def transform(shapes: Shapes):
 
 
 def backward(shapes: Shapes):
-    """The kernel (g, spectra of u, spectra of the taps, f1, f2, twiddle, [31]) -> (du, dk).
+    """The kernel (g, spectra of the taps, f1, f2, twiddle, [31]) -> (du, H).
 
-    g and du, each channel's share, are `(B, C, D, length, 64)`; the spectra of u are `spectra_of_sequences`, those of
-    the taps `(D, C, lags, 8, *fragment_shape)`; dk is `(parts D C lags, 8, 32, 32)` in float32, `whole_spectra`.
+    g and du, each channel's share, are `(B, C, D, length, 64)`, the spectra of the taps `(D, C, lags)` of `fragments`;
+    H is `spectra_of` all channels.
     """
     assert shapes.lags == (0, shapes.count - 1)
     assert GROUPS < shapes.count <= MAX_BLOCKS
     assert not shapes.pre_gates + shapes.post_gates
-    schedule = Schedule(shapes)
+    schedule = Schedule(shapes, least=1)  # whose spectra are read for each row in any case
     dtype, count = shapes.dtype, shapes.count
     results = range(GROUPS), range(GROUPS, count)
 
-    def fft_conv_streamed_backward(g, xs, ks, f1, f2, twiddle, shift, du, dk, scratch):
+    def fft_conv_streamed_backward(g, ks, f1, f2, twiddle, shift, du, h, scratch):
         shift_by = shift[0]
         group = lax.axis_index("warpgroup")
         barriers = scratch["barriers"]
@@ -172,9 +170,10 @@ def backward(shapes: Shapes):
 
         plgpu.barrier_wait(barriers["tables"])
 
-        def meet(zero):
-            plgpu.barrier_arrive(barriers["all"].at[zero])
-            plgpu.barrier_wait(barriers["all"].at[zero])
+        def meet():
+            """Twice in a row, after which the phase of the barrier is as before and takes no register."""
+            plgpu.barrier_arrive(barriers["all"])
+            plgpu.barrier_wait(barriers["all"])
 
         @pl.loop(0, schedule.steps)
         def _(step):
@@ -183,10 +182,6 @@ def backward(shapes: Shapes):
 
             def fresh(turn=0):
                 return lax.shift_right_logical(step + turn + next(zeros), shift_by)
-
-            def always(function, *arguments):
-                """A branch, though it is always taken: the compiler would mix the sums of different results."""
-                pl.when(fresh() == 0)(functools.partial(function, *arguments))
 
             def transform(second):
                 @pl.when(exists(second))
@@ -199,73 +194,57 @@ def backward(shapes: Shapes):
                     plgpu.commit_smem()  # the whole warpgroup has read g, which its spectrum replaces
                     put(chain.second([a]), lambda: slot(second, fresh(second)), dtype)
 
-            def sums(spectra, ms, half, conjugate: bool):
-                """For each m of 8 columns both parts of the sum over s of conj(S_s) H_(m+s), or of its conjugate."""
-                zero, columns = fresh(), slice(half * PIECE, (half + 1) * PIECE)
-                piece = group * (CHUNK // PIECE) + half
-                others = range(count - ms[0])
-                ahead = [load_fragment(spectra(s, zero).at[piece]) for s in others[:_AHEAD]]
-                hs: dict[int, tuple] = {}
-                totals: dict[int, tuple] = {}
-                for s in others:
-                    if s + _AHEAD in others:
-                        ahead.append(load_fragment(spectra(s + _AHEAD, zero).at[piece]))
-                    c, d = floats(*parts(ahead[s]))
-                    for m in ms:
-                        if m + s >= count:
-                            continue
-                        if m + s not in hs:
-                            block = scratch["slots"].at[m + s + zero, :, :, columns_of_group(zero)]
-                            hs[m + s] = floats(*(load(block.at[plane])[:, columns] for plane in (0, 1)))
-                        a, b = hs[m + s]
-                        re, im = totals.get(m) or (None, None)  # in this order each line is two fused operations
-                        if conjugate:
-                            turned = a * d - b * c if im is None else im + a * d - b * c
-                        else:
-                            turned = b * c - a * d if im is None else im + b * c - a * d
-                        totals[m] = (a * c + b * d if re is None else re + a * c + b * d), turned
-                return [totals[m] for m in ms]
+            def products():
+                """Each warpgroup its own columns of all blocks, in place."""
+                for ms in results:
+                    # Branches, though they are always taken: the compiler would mix the products of different results.
+                    pl.when(fresh() == 0)(functools.partial(products_of, ms))
 
-            copies = itertools.count()
-
-            def add(ms, half):
-                """This row's share of dK."""
-                item, row, _ = schedule.at(step + fresh(), 0)
-                channel, feature = schedule.place(item)
-                begins = lax.rem(step, schedule.rounds) == 0
-                place = lax.rem(item, schedule.splits) * schedule.spectra + feature * shapes.channels + channel
-
-                def spectra(s, zero):
-                    return xs.at[row, channel if shapes.sequences > 1 else 0, feature, s + zero]
-
-                for m, total in zip(ms, sums(spectra, ms, half, conjugate=False), strict=True):
-                    share = scratch["sums"].at[2 * group + next(copies) % 2 + fresh()]
-                    plgpu.wait_smem_to_gmem(1, wait_read_only=True)  # the last but one has left this place
-                    share[...] = fragment(*total)
-                    plgpu.commit_smem()
-                    source = share.reshape(*_LINES)
-                    target = dk.at[place * count + m, group * (CHUNK // PIECE) + half]
-                    pl.when(begins)(functools.partial(plgpu.copy_smem_to_gmem, source, target))
-                    copy = functools.partial(plgpu.copy_smem_to_gmem, source, target, reduction_op="add")
-                    pl.when(jnp.logical_not(begins))(copy)
-
-            def multiply(ms):
-                """In place of H the conjugate spectra of du, of this warpgroup's columns."""
-                item, *_ = schedule.at(step + fresh(), 0)
-                channel, feature = schedule.place(item)
-
-                def spectra(s, zero):
-                    return ks.at[feature, channel, s + zero]
-
-                halves = [
-                    [[part.astype(dtype) for part in total] for total in sums(spectra, ms, half, conjugate=True)]
-                    for half in range(CHUNK // PIECE)
-                ]
+            def products_of(ms):
+                halves = [products_of_half(ms, half) for half in range(CHUNK // PIECE)]
+                zero = fresh()
                 for m, pieces in zip(ms, zip(*halves, strict=True), strict=True):
-                    zero = fresh()
                     for plane, both in enumerate(zip(*pieces, strict=True)):
                         value = lax.concatenate(list(both), 1)
-                        scratch["slots"].at[m + zero, plane, :, columns_of_group(zero)][...] = value
+                        scratch["slots"].at[m, plane, :, columns_of_group(zero)][...] = value
+
+            def products_of_half(ms, half):
+                """Planes of the conjugate spectra of du of those blocks, of 8 columns; the first time H is kept."""
+                zero, columns = fresh(), slice(half * PIECE, (half + 1) * PIECE)
+                item, row, _ = schedule.at(step + zero, 0)
+                channel, feature = schedule.place(item)
+                piece = group * (CHUNK // PIECE) + half
+                lags = range(count - ms[0])
+
+                def taps_of(lag):
+                    return load_fragment(ks.at[feature, channel, lag, piece])
+
+                def spectrum(j):
+                    block = scratch["slots"].at[j, :, :, columns_of_group(zero)]
+                    planes = [load(block.at[plane])[:, columns] for plane in (0, 1)]
+                    if ms[0] == 0:  # these need all
+                        h.at[row, channel, feature, piece, j][...] = fragment(*planes)
+                    return floats(*planes)
+
+                ahead = [taps_of(lag) for lag in lags[:_AHEAD]]
+                hs: dict[int, tuple] = {}
+                ys: dict[int, tuple] = {}
+                for lag in lags:
+                    if lag + _AHEAD in lags:
+                        ahead.append(taps_of(lag + _AHEAD))
+                    c, d = floats(*parts(ahead[lag]))
+                    for m in ms:
+                        if m + lag >= count:
+                            continue
+                        if m + lag not in hs:
+                            hs[m + lag] = spectrum(m + lag)
+                        a, b = hs[m + lag]
+                        if m not in ys:  # in an order in which each line is two fused operations
+                            ys[m] = a * c + b * d, a * d - b * c
+                        else:
+                            re, im = ys[m]
+                            ys[m] = re + a * c + b * d, im + a * d - b * c
+                return [tuple(part.astype(dtype) for part in ys[m]) for m in ms]
 
             def transform_back(second):
                 @pl.when(exists(second))
@@ -286,15 +265,10 @@ def backward(shapes: Shapes):
             def convolve():
                 pl.loop(0, 2)(transform)
                 plgpu.commit_smem()
-                meet(fresh())
-                plgpu.wait_smem_to_gmem(0)  # the last row's share has been added: sums should not depend on chance
-                for ms in results:
-                    for half in range(CHUNK // PIECE):
-                        always(add, ms, half)
-                for ms in results:
-                    always(multiply, ms)
+                meet()
+                products()
                 plgpu.commit_smem()
-                meet(fresh())
+                meet()
                 pl.loop(0, 2)(transform_back)
 
             def fetch_next():
@@ -311,19 +285,67 @@ def backward(shapes: Shapes):
         "f2": matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
         "twiddle": plgpu.SMEM((_PIECES, *fragment_shape(F32)), F32),
         "slots": matrices((MAX_BLOCKS, 2, N1, TILE), dtype, columns=CHUNK),
-        "sums": plgpu.SMEM((2 * GROUPS, *fragment_shape(F32)), F32),
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=3 + _PIECES),
-            "all": plgpu.Barrier(num_arrivals=GROUPS, num_barriers=1),
+            "all": plgpu.Barrier(num_arrivals=GROUPS),
             "g": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS),
         },
     }
     du = jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype)
-    dk = jax.ShapeDtypeStruct((schedule.splits * schedule.spectra * count, _PIECES, *_LINES), F32)
-    return persistent_kernel(fft_conv_streamed_backward, (du, dk), scratch, schedule.grid, GROUPS)
+    return persistent_kernel(
+        fft_conv_streamed_backward, (du, spectra_of(shapes.channels, shapes)), scratch, schedule.grid, GROUPS
+    )
 
 
-def whole_spectra(dk, shapes: Shapes):
-    """What `backward` gives for the spectra of the taps, put together: `(parts, D, C, lags, 2, 64, 64)`."""
-    of_threads = dk.reshape(-1, *shapes.spectra, _PIECES, *fragment_shape(F32))
-    return jnp.stack(from_fragments(of_threads), -3)
+def taps_gradient(shapes: Shapes):
+    """The kernel (X, H) -> dK, `(parts, D, C, lags, 8, *fragment_shape)` in float32, to be summed over its parts.
+
+    Rows of the batch are shared out in parts where there are fewer features and pieces than warpgroups.
+    """
+    count, groups = shapes.count, 2  # of a block: sums, H in float32 and the next row take some 200 registers
+    features = shapes.features * shapes.channels
+    splits = max(1, min(shapes.batch, shapes.blocks * groups // (features * _PIECES)))
+    share = pl.cdiv(shapes.batch, splits)
+    parts_of_batch = pl.cdiv(shapes.batch, share)
+    items = parts_of_batch * features * _PIECES
+    grid = min(shapes.blocks, pl.cdiv(items, groups))
+
+    def fft_conv_streamed_taps_gradient(xs, hs, out, scratch):
+        @pl.loop(0, pl.cdiv(items, grid * groups))
+        def _(turn):
+            item = (turn * grid + lax.axis_index("block")) * groups + lax.axis_index("warpgroup")
+            # Neighbours in memory come at once.
+            piece, of_features = lax.rem(item, _PIECES), item // _PIECES
+            channel, feature = lax.rem(of_features, shapes.channels), of_features // shapes.channels
+            part, feature = feature // shapes.features, lax.rem(feature, shapes.features)
+            first = part * share
+
+            def load_row(row):
+                row = jnp.minimum(row, shapes.batch - 1)
+                x = xs.at[row, channel if shapes.sequences > 1 else 0, feature, piece]
+                h = hs.at[row, channel, feature, piece]
+                return [load_fragment(source.at[block]) for source in (x, h) for block in range(count)]
+
+            def add(row, carried):
+                """This row's products, while the next one is on its way."""
+                this, sums = carried
+                following = load_row(row + 1)
+                h = [floats(*parts(fragment)) for fragment in this[count:]]
+                sums = [sums[at : at + 2] for at in range(0, 2 * count, 2)]
+                for s in range(count):
+                    a, b = floats(*parts(this[s]))
+                    for lag in range(count - s):
+                        (c, d), (re, im) = h[lag + s], sums[lag]
+                        sums[lag] = re + a * c + b * d, im + a * d - b * c  # conj(X) H
+                return following, [part for pair in sums for part in pair]
+
+            @pl.when(item < items)
+            def _():
+                nothing = plgpu.layout_cast(jnp.zeros((N1, PIECE), F32), plgpu.Layout.WGMMA)
+                last = jnp.minimum(first + share, shapes.batch)
+                _, sums = lax.fori_loop(first, last, add, (load_row(first), [nothing] * (2 * count)))
+                for lag in range(count):
+                    out.at[part, feature, channel, lag, piece][...] = fragment(*sums[2 * lag : 2 * lag + 2])
+
+    out = jax.ShapeDtypeStruct((parts_of_batch, *shapes.spectra, _PIECES, *fragment_shape(F32)), F32)
+    return persistent_kernel(fft_conv_streamed_taps_gradient, out, {}, grid, groups)

@@ -162,15 +162,20 @@ def _streamed_forward(program: Program):
 
 def _streamed_backward(program: Program):
     shapes = dataclasses.replace(_blocked_shapes(program), pre_gates=0, post_gates=0)
-    (u, _, _, ks, *tables) = _streamed_forward(program)[1]
-    xs = streamed_backward_sm90.spectra_of_sequences(shapes)
-    return streamed_backward_sm90.backward(shapes), (u, xs, ks, *tables)
+    g, _, _, spectra, *tables = _streamed_forward(program)[1]
+    return streamed_backward_sm90.backward(shapes), (g, spectra, *tables)
 
 
 def _streamed_transform(program: Program):
     shapes = dataclasses.replace(_blocked_shapes(program), pre_gates=0, post_gates=0)
-    (u, _, _, _, *tables) = _streamed_forward(program)[1]
+    u, _, _, _, *tables = _streamed_forward(program)[1]
     return streamed_backward_sm90.transform(shapes), (u, *tables)
+
+
+def _streamed_taps_gradient(program: Program):
+    shapes = _blocked_shapes(program)
+    spectra = streamed_backward_sm90.spectra_of(1, shapes)
+    return streamed_backward_sm90.taps_gradient(shapes), (spectra, spectra)
 
 
 def _streamed_spectrum(program: Program):
@@ -402,6 +407,7 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
         for count in (5, 6, 7, 8)
     ),
     ("transform", _streamed_transform, Blocks(8, (0, 7)), "fft_conv_streamed_transform"),
+    ("taps gradient", _streamed_taps_gradient, Blocks(8, (0, 7)), "fft_conv_streamed_taps_gradient"),
 
 
     (
