@@ -146,7 +146,7 @@ def _on_chip(u, taps):
 def _on_chip_back(u, taps, gates):
     """Whether cotangents come without three passes: of more than `MAX_BLOCKS` blocks those of causal taps, no gates."""
     blocks, ahead = _blocks(u, taps)
-    return blocks <= MAX_BLOCKS or not ahead and blocks <= streamed_sm90.MAX_BLOCKS and not gates.pre | gates.post
+    return blocks <= MAX_BLOCKS or (not ahead and blocks <= streamed_sm90.MAX_BLOCKS and not gates.pre | gates.post)
 
 
 class _Gates(NamedTuple):

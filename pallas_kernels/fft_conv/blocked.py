@@ -8,7 +8,13 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from pallas_kernels.fft_conv import block_toeplitz, blocked_backward_sm90, blocked_sm90, streamed_backward_sm90, streamed_sm90
+from pallas_kernels.fft_conv import (
+    block_toeplitz,
+    blocked_backward_sm90,
+    blocked_sm90,
+    streamed_gradient_sm90,
+    streamed_sm90,
+)
 from pallas_kernels.fft_conv.config import MAX_BLOCKS
 from pallas_kernels.fft_conv.lowering import lowered_once
 from pallas_kernels.fft_conv.rearranged import from_fragments
@@ -43,9 +49,9 @@ def backward(x, pre_gate, post_gate, g, spectra, lags: tuple[int, int], *tables)
     shapes = _shapes(x, pre_gate, post_gate, spectra, lags)
     if shapes.count > MAX_BLOCKS:
         tables = streamed_sm90.tables(x.dtype, *tables)
-        d_x, hs = lowered_once(streamed_backward_sm90.backward, shapes)(g, spectra, *tables)
-        xs = lowered_once(streamed_backward_sm90.transform, shapes)(x, *tables)
-        d_spectra = lowered_once(streamed_backward_sm90.taps_gradient, shapes)(xs, hs)
+        d_x, hs = lowered_once(streamed_sm90.adjoint, shapes)(g, spectra, *tables)
+        xs = lowered_once(streamed_gradient_sm90.transform, shapes)(x, *tables)
+        d_spectra = lowered_once(streamed_gradient_sm90.taps_gradient, shapes)(xs, hs)
         return d_x, None, jnp.stack(from_fragments(d_spectra), -3)
     operands = x, g, *_present(x, pre_gate, post_gate)
     kernel = lowered_once(blocked_backward_sm90.backward, shapes)

@@ -4,11 +4,11 @@
 results in registers, and a join does the same in the opposite order: with the sums next to the sequence instead, as
 for more rows, the products would be complex ones, twice as many.
 
-The four warpgroups of a block share a panel of 64 columns of all rows, two of them 32 columns: one has the even terms a
-and the other the odd ones. Of a split each makes of its two the share of all sums, and leaves to the other, rounded, the
-half that goes into the other's results. Of a join both read what they share, and each makes the sums for its a. Columns
-come and go 32 at a time, 64 bytes of a row of memory: in tiles of 16 columns the copies alone took as long as the whole
-stage did, 102 ms for 49,152 sequences of 1,048,576 steps, and in these 89 (64 columns: 91).
+The four warpgroups of a block share a panel of 64 columns of all rows, two of them 32 columns: one has the even terms
+a and the other the odd ones. Of a split each makes of its two the share of all sums, and leaves to the other, rounded,
+the half that goes into the other's results. Of a join both read what they share, and each makes the sums for its a.
+Columns come and go 32 at a time, 64 bytes of a row of memory: in tiles of 16 columns the copies alone took as long as
+the whole stage did, 102 ms for 49,152 sequences of 1,048,576 steps, and in these 89 (64 columns: 91).
 
 Of what a panel's warpgroups make each copies a quarter out. None waits for the others right after its work: it has the
 products of its next panel first, and then copies the last quarter out, so that some have the tensor cores while others
@@ -49,7 +49,7 @@ def _from_row(first, count: int, step):
 
 
 def _turned(factors, a: int, c, d, conjugate: bool = False):
-    """c + i d times f, or its conjugate, of rows of a; for 0 that is 1."""
+    """The complex c + i d times f, or its conjugate, of rows of a; for 0 that is 1."""
     if a == 0:
         return c, d
     re, im = (along_rows(row_vector(factors.at[a - 1, part]), c.shape[1]) for part in (0, 1))
@@ -178,13 +178,17 @@ def split(shapes: Shapes):
                 schedule.panel(slot)
                 ours = range(first, RADIX, 2)
                 planes = [scratch["f"].at[part] for part in (0, 1)]
-                w = sums_of_products(*([(plane, scratch["panel"].at[slot, a, :, mine])] for a in ours for plane in planes))
+                w = sums_of_products(
+                    *([(plane, scratch["panel"].at[slot, a, :, mine])] for a in ours for plane in planes)
+                )
                 schedule.panel_read(slot)
                 schedule.store_last(step)
 
                 def turned(*w):
                     """The share of the sums whose parity is this one's, in float32, and the other's, rounded."""
-                    pairs = [_turned(scratch["factors"], a, *w[at : at + 2]) for at, a in zip((0, 2), ours, strict=True)]
+                    pairs = [
+                        _turned(scratch["factors"], a, *w[at : at + 2]) for at, a in zip((0, 2), ours, strict=True)
+                    ]
                     (a, b), (c, d) = pairs
                     total, difference = (a + c, b + d), (a - c, b - d)
                     kept, sent = (difference, total) if first else (total, difference)
@@ -279,7 +283,10 @@ def join(shapes: Shapes):
                     if first:  # i times the odd terms
                         a, b = -b, a
                     sums = (c + a, d + b), (c - a, d - b)
-                    turned = (_turned(scratch["factors"], a, *parts, conjugate=True) for a, parts in zip(ours, sums, strict=True))
+                    turned = (
+                        _turned(scratch["factors"], a, *parts, conjugate=True)
+                        for a, parts in zip(ours, sums, strict=True)
+                    )
                     return tuple(part.astype(dtype) for parts in turned for part in parts)
 
                 kept = by_columns(of_two, *(load(place) for ka in (0, 2) for place in places[ka]))

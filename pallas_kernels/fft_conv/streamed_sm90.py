@@ -11,6 +11,7 @@ parts of 8 columns by one load, two lags ahead of their products. All of it is s
 row, of which 1,150 are products; by a ring of pieces in shared memory, with X read for each product, it was 3,140.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -32,13 +33,14 @@ from pallas_kernels.fft_conv.block_toeplitz import (
 from pallas_kernels.fft_conv.chain import ByColumns, apply_gate, floats
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, complex_planes, load, matrices, persistent_kernel
-from pallas_kernels.fft_conv.rearranged import fragment_shape, fragments, load_fragment, parts
+from pallas_kernels.fft_conv.rearranged import fragment, fragment_shape, fragments, load_fragment, parts
 from pallas_kernels.fft_conv.tables import convolution_tables
 
 GROUPS = 4
 MAX_BLOCKS = 2 * GROUPS
 """As many spectra, 128 KB, fit beside the tables."""
 
+PIECES = TILE // PIECE
 _AHEAD = 2
 """Fragments of the taps' spectra that are on their way while one is in work."""
 
@@ -49,7 +51,7 @@ def tables(dtype, f1, f2, twiddle, shift):
     return f1[:2].astype(dtype), f2.astype(dtype), fragments(*twiddle), shift
 
 
-class _Chain(ByColumns):
+class Chain(ByColumns):
     """Whose twiddle factors are `fragments` in float32."""
 
     def first_block(self, transposed: bool = False):
@@ -61,19 +63,63 @@ class _Chain(ByColumns):
         return lambda piece: [parts(load_fragment(self.twiddle.at[zero + piece * radix + b1])) for b1 in range(radix)]
 
 
+def spectra_of(sequences: int, shapes: Shapes) -> jax.ShapeDtypeStruct:
+    """Spectra `(B, 1 or C, D, 8, blocks)` of `fragments`, of so many sequences of a feature.
+
+    What a warpgroup of `streamed_gradient_sm90` sums up lies together.
+    """
+    shape = shapes.batch, sequences, shapes.features, PIECES, shapes.count, *fragment_shape(shapes.dtype)
+    return jax.ShapeDtypeStruct(shape, shapes.dtype)
+
+
 def forward(shapes: Shapes):
     """The kernel (u, pre gate, post gate, spectra of the taps, f1, f2, twiddle, [31]) -> y.
 
     u is `(B, 1 or C, D, length, 64)`, the spectra `(D, C, lags)` of `fragments`, `(8, 128, 8)` each, y
     `(B, C, D, length, 64)`. An absent gate is not read. Lags are those of a causal convolution.
     """
-    assert shapes.lags == (0, shapes.count - 1)
-    assert GROUPS < shapes.count <= MAX_BLOCKS
-    schedule = Schedule(shapes, least=1)  # whose spectra are read for each row in any case
-    dtype, count = shapes.dtype, shapes.count
-    results = range(GROUPS, count), range(GROUPS)
+    body = _body(shapes, adjoint=False)
 
     def fft_conv_streamed_forward(u, pre_gate, post_gate, spectrum, f1, f2, twiddle, shift, out, scratch):
+        body(u, pre_gate, post_gate, spectrum, (f1, f2, twiddle), shift, out, None, scratch)
+
+    return _launch(fft_conv_streamed_forward, shapes, _result(shapes))
+
+
+def adjoint(shapes: Shapes):
+    """The kernel (g, spectra of the taps, f1, f2, twiddle, [31]) -> (du, H), without gates.
+
+    g, the cotangent of the result, and du, each channel's share, are `(B, C, D, length, 64)`; H, the spectra of g, is
+    `spectra_of` all channels. `forward` says what the spectra of the taps are.
+    """
+    assert not shapes.pre_gates + shapes.post_gates
+    shapes = dataclasses.replace(shapes, sequences=shapes.channels)
+    body = _body(shapes, adjoint=True)
+
+    def fft_conv_streamed_adjoint(g, spectrum, f1, f2, twiddle, shift, du, h, scratch):
+        body(g, None, None, spectrum, (f1, f2, twiddle), shift, du, h, scratch)
+
+    return _launch(fft_conv_streamed_adjoint, shapes, (_result(shapes), spectra_of(shapes.channels, shapes)))
+
+
+def _result(shapes: Shapes):
+    return jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), shapes.dtype)
+
+
+def _schedule(shapes: Shapes):
+    return Schedule(shapes, least=1)  # whose spectra are read for each row in any case
+
+
+def _body(shapes: Shapes, adjoint: bool):
+    """That of `forward` or `adjoint`, which leaves its sequences' spectra in `kept`."""
+    assert shapes.lags == (0, shapes.count - 1)
+    assert GROUPS < shapes.count <= MAX_BLOCKS
+    schedule = _schedule(shapes)
+    dtype, count = shapes.dtype, shapes.count
+    # Results that need the spectra in the place of the others come first.
+    results = (range(GROUPS), range(GROUPS, count))[:: 1 if adjoint else -1]
+
+    def body(u, pre_gate, post_gate, spectrum, tables, shift, out, kept, scratch):
         shift_by = shift[0]
         group = lax.axis_index("warpgroup")
         barriers = scratch["barriers"]
@@ -127,7 +173,7 @@ def forward(shapes: Shapes):
 
         @pl.when(group == 0)
         def _():
-            load_tables(f1, f2, twiddle, scratch)
+            load_tables(*tables, scratch)
 
         plgpu.barrier_wait(barriers["tables"])
 
@@ -154,7 +200,7 @@ def forward(shapes: Shapes):
                         put_columns(x, apply_gate(load_columns(x), gate_here(fresh(second)), dtype))
                         plgpu.commit_smem()
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last results have left the slots
-                    chain = _Chain.over(scratch, functools.partial(fresh, second))
+                    chain = Chain.over(scratch, functools.partial(fresh, second))
                     (a,) = chain.first([x])
                     plgpu.commit_smem()  # the whole warpgroup has read x, which its spectrum replaces
 
@@ -181,14 +227,20 @@ def forward(shapes: Shapes):
             def products_of_half(ms, half):
                 """Planes of conj(Y_m) of those results, of 8 columns."""
                 zero = fresh()
-                item, *_ = schedule.at(step + zero, 0)
+                item, row, _ = schedule.at(step + zero, 0)
                 channel, feature = schedule.place(item)
-                columns = slice(half * PIECE, (half + 1) * PIECE)
-                lags = range(ms[-1] + 1)
+                piece, columns = group * (CHUNK // PIECE) + half, slice(half * PIECE, (half + 1) * PIECE)
+                lags = range(count - ms[0] if adjoint else ms[-1] + 1)
 
                 def taps_of(lag):
-                    piece = group * (CHUNK // PIECE) + half
                     return load_fragment(spectrum.at[feature, channel, lag, piece])
+
+                def spectrum_of(j):
+                    block = scratch["slots"].at[j, :, :, columns_of_group(zero)]
+                    planes = [load(block.at[plane])[:, columns] for plane in (0, 1)]
+                    if adjoint and ms is results[0]:  # which need all
+                        kept.at[row, channel, feature, piece, j][...] = fragment(*planes)
+                    return floats(*planes)
 
                 ahead = [taps_of(lag) for lag in lags[:_AHEAD]]
                 xs: dict[int, tuple] = {}
@@ -198,24 +250,30 @@ def forward(shapes: Shapes):
                         ahead.append(taps_of(lag + _AHEAD))
                     c, d = floats(*parts(ahead[lag]))
                     for m in ms:
-                        if m < lag:
+                        j = m + lag if adjoint else m - lag
+                        if j not in range(count):
                             continue
-                        if m - lag not in xs:
-                            block = scratch["slots"].at[m - lag, :, :, columns_of_group(zero)]
-                            xs[m - lag] = floats(*(load(block.at[plane])[:, columns] for plane in (0, 1)))
-                        a, b = xs[m - lag]
-                        if m not in ys:  # conj(Y), in an order in which each line is two fused operations
-                            ys[m] = a * c - b * d, -(a * d) - b * c
+                        if j not in xs:
+                            xs[j] = spectrum_of(j)
+                        a, b = xs[j]
+                        re, im = ys.get(m) or (None, None)  # in this order each line is two fused operations
+                        if adjoint:
+                            ys[m] = (
+                                a * c + b * d if re is None else re + a * c + b * d,
+                                a * d - b * c if im is None else im + a * d - b * c,
+                            )
                         else:
-                            re, im = ys[m]
-                            ys[m] = re + a * c - b * d, im - a * d - b * c
+                            ys[m] = (
+                                a * c - b * d if re is None else re + a * c - b * d,
+                                -(a * d) - b * c if im is None else im - a * d - b * c,
+                            )
                 return [tuple(part.astype(dtype) for part in ys[m]) for m in ms]
 
             def transform_back(second):
                 @pl.when(exists(second))
                 def _():
                     mine = slot(second, fresh(second))
-                    chain = _Chain.over(scratch, functools.partial(fresh, second))
+                    chain = Chain.over(scratch, functools.partial(fresh, second))
                     y = inverse(chain, [mine.at[plane] for plane in (0, 1)], slot(second, fresh(second)))
                     zero = fresh(second)
                     mine = slot(second, zero)
@@ -258,23 +316,22 @@ def forward(shapes: Shapes):
 
         plgpu.wait_smem_to_gmem(0)
 
+    return body
+
+
+def _launch(kernel, shapes: Shapes, out_type):
+    dtype = shapes.dtype
     scratch = {
         "f1": matrices((2, N1, N1), dtype, columns=CHUNK),
         "f2": matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
-        "twiddle": plgpu.SMEM((TILE // PIECE, *fragment_shape(F32)), F32),
+        "twiddle": plgpu.SMEM((PIECES, *fragment_shape(F32)), F32),
         "slots": matrices((MAX_BLOCKS, 2, N1, TILE), dtype, columns=CHUNK),
         "gates": matrices((GROUPS, N1, TILE), dtype, columns=CHUNK),
         "barriers": {
-            "tables": plgpu.Barrier(num_arrivals=3 + TILE // PIECE),
+            "tables": plgpu.Barrier(num_arrivals=3 + PIECES),
             "all": plgpu.Barrier(num_arrivals=GROUPS),
             # Of one array the phases take one register: those of the gates follow those of the blocks.
             "rows": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS + GROUPS),
         },
     }
-    return persistent_kernel(
-        fft_conv_streamed_forward,
-        jax.ShapeDtypeStruct((shapes.batch, shapes.channels, shapes.features, shapes.length, TILE), dtype),
-        scratch,
-        schedule.grid,
-        GROUPS,
-    )
+    return persistent_kernel(kernel, out_type, scratch, _schedule(shapes).grid, GROUPS)

@@ -32,7 +32,7 @@ from pallas_kernels.fft_conv import (
     outer_radix_sm90,
     outer_sm90,
     spectrum_sm90,
-    streamed_backward_sm90,
+    streamed_gradient_sm90,
     streamed_sm90,
     three_pass,
     tiles,
@@ -160,22 +160,22 @@ def _streamed_forward(program: Program):
     return streamed_sm90.forward(shapes), (u, u, u, spectra, f1, f2, twiddle, shift)
 
 
-def _streamed_backward(program: Program):
+def _streamed_adjoint(program: Program):
     shapes = dataclasses.replace(_blocked_shapes(program), pre_gates=0, post_gates=0)
     g, _, _, spectra, *tables = _streamed_forward(program)[1]
-    return streamed_backward_sm90.backward(shapes), (g, spectra, *tables)
+    return streamed_sm90.adjoint(shapes), (g, spectra, *tables)
 
 
 def _streamed_transform(program: Program):
     shapes = dataclasses.replace(_blocked_shapes(program), pre_gates=0, post_gates=0)
     u, _, _, _, *tables = _streamed_forward(program)[1]
-    return streamed_backward_sm90.transform(shapes), (u, *tables)
+    return streamed_gradient_sm90.transform(shapes), (u, *tables)
 
 
 def _streamed_taps_gradient(program: Program):
     shapes = _blocked_shapes(program)
-    spectra = streamed_backward_sm90.spectra_of(1, shapes)
-    return streamed_backward_sm90.taps_gradient(shapes), (spectra, spectra)
+    spectra = streamed_sm90.spectra_of(1, shapes)
+    return streamed_gradient_sm90.taps_gradient(shapes), (spectra, spectra)
 
 
 def _streamed_spectrum(program: Program):
@@ -403,13 +403,11 @@ _LONG: tuple[tuple[str, Any, Any, str], ...] = (
         for count in (5, 6, 7, 8)
     ),
     *(
-        ("backward", _streamed_backward, Blocks(count, (0, count - 1)), "fft_conv_streamed_backward")
+        ("adjoint", _streamed_adjoint, Blocks(count, (0, count - 1)), "fft_conv_streamed_adjoint")
         for count in (5, 6, 7, 8)
     ),
     ("transform", _streamed_transform, Blocks(8, (0, 7)), "fft_conv_streamed_transform"),
     ("taps gradient", _streamed_taps_gradient, Blocks(8, (0, 7)), "fft_conv_streamed_taps_gradient"),
-
-
     (
         "spectrum in fragments",
         _streamed_spectrum,
