@@ -172,8 +172,8 @@ def forward(shapes: Shapes):
 
             def products_of(ms):
                 halves = [products_of_half(ms, half) for half in range(CHUNK // PIECE)]
-                zero = fresh()
                 for m, pieces in zip(ms, zip(*halves, strict=True), strict=True):
+                    zero = fresh()  # with one for all results, 8 blocks with gates in float16 have 8 bytes of stack
                     for plane, both in enumerate(zip(*pieces, strict=True)):
                         value = lax.concatenate(list(both), 1)
                         scratch["slots"].at[m, plane, :, columns_of_group(zero)][...] = value
