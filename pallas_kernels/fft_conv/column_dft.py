@@ -129,13 +129,12 @@ def twiddles(planes, piece: int):
 def _products(zs, table, together: int, transposed: bool = False):
     """For each z and k0 its columns of z times its block, or its transpose, `(64, 16)` pairs, so many at once."""
 
-    def half_block(at, part):
-        if transposed:
-            return table.at[pl.ds(2 * at, 2 * CHUNK), pl.ds(part * CHUNK, CHUNK)].T
-        return table.at[pl.ds(2 * at + part * CHUNK, CHUNK)]
+    def block(at):
+        rows = table.at[pl.ds(2 * at, 2 * CHUNK)]
+        return rows.T if transposed else rows
 
     sums = [
-        [(part[:, at : at + CHUNK], half_block(at, number)) for number, part in enumerate(z)]
+        [(lax.concatenate([part[:, at : at + CHUNK] for part in z], 1), block(at))]
         for z in zs
         for at in range(0, z[0].shape[1], CHUNK)
     ]

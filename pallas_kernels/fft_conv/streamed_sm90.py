@@ -7,7 +7,7 @@ themselves. From one lag to the next four results need three of the same X and o
 registers in float32, and each is read and converted once or twice for its 8 products at most.
 
 The taps' spectra never come to shared memory: they are `fragments`, which a thread loads from L2 into registers, both
-parts of 8 columns by one load, two lags ahead of their products. All of it is some 1,940 instructions of a warp and
+parts of 8 columns by one load, two lags ahead of their products. All of it is some 1,850 instructions of a warp and
 row, of which 1,150 are products; by a ring of pieces in shared memory, with X read for each product, it was 3,140.
 """
 
@@ -218,8 +218,8 @@ def _body(shapes: Shapes, adjoint: bool):
 
             def products_of(ms):
                 halves = [products_of_half(ms, half) for half in range(CHUNK // PIECE)]
-                zero = fresh()
                 for m, pieces in zip(ms, zip(*halves, strict=True), strict=True):
+                    zero = fresh()  # with one for all results, 8 blocks with gates in float16 have 8 bytes of stack
                     for plane, both in enumerate(zip(*pieces, strict=True)):
                         value = lax.concatenate(list(both), 1)
                         scratch["slots"].at[m, plane, :, columns_of_group(zero)][...] = value
