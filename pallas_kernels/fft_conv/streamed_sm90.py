@@ -173,7 +173,8 @@ def _body(shapes: Shapes, adjoint: bool):
 
         @pl.when(group == 0)
         def _():
-            load_tables(*tables, scratch)
+            f1, f2, twiddle = tables
+            load_tables(f1, f2, twiddle, scratch)
 
         plgpu.barrier_wait(barriers["tables"])
 
