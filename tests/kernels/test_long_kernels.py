@@ -22,8 +22,6 @@ from pallas_kernels.fft_conv import (
     outer_panels,
     outer_radix4_sm90,
     outer_radix_sm90,
-    spectrum_sm90,
-    streamed_sm90,
     three_pass,
 )
 from pallas_kernels.fft_conv.config import BLOCK, N1, TILE, Config
@@ -35,8 +33,8 @@ from pallas_kernels.fft_conv.outer_plan import (
     radix_tables,
     real_product_tables,
 )
-from pallas_kernels.fft_conv.rearranged import exchanged, fragments, in_thread_order, unpacked
-from pallas_kernels.fft_conv.tables import block_scale, dft_tables, tap_spectra
+from pallas_kernels.fft_conv.rearranged import exchanged, in_thread_order, unpacked
+from pallas_kernels.fft_conv.tables import block_scale
 from tests import tolerances
 from tests.kernels.interpreter import interpreted
 from tests.kernels.parity_table import relative_error
@@ -356,48 +354,8 @@ def test_blocks_share_rows_evenly(features, batch):
     assert fair <= schedule.steps <= fair * 1.05 + 1  # 1.03 times as many for 768 features with whole batches
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("count", "gated"), [(8, False), (6, True)])
-def test_spectra_of_the_taps_stream_past(count, gated):
-    """One block of the grid takes both rows; with gates two share them, and the last 64 rows are 8."""
-    length = N1 * count - 56 * gated
-    shapes = block_toeplitz.Shapes(
-        2, 1, 1, length, (0, count - 1), jnp.float16, 1, int(gated), int(gated), blocks=1 + gated
-    )
-    u, pre_gate, post_gate = (random(seed, 2, 1, 1, length, TILE) for seed in range(3))
-    taps = random(3, 1, count * BLOCK).astype(np.float32)
-    taps[:, TILE * length :] = 0
-    config = Config(TILE)
-    spectra = tap_spectra(jnp.asarray(taps.reshape(1, count, BLOCK)), config, before=False)[:, None]
-    spectra = fragments(*jnp.moveaxis(spectra, -3, 0).astype(jnp.float16))
-    tables = streamed_sm90.tables(jnp.float16, *dft_tables(config, jnp.float32), SHIFT)
-    with interpreted():
-        y = jax.jit(streamed_sm90.forward(shapes))(u, pre_gate, post_gate, spectra, *tables)
-    flat = [x.astype(np.float64).reshape(2, -1) for x in (u, pre_gate, post_gate)]
-    want = convolved(flat[0] * (flat[1] if gated else 1), taps) * (flat[2] if gated else 1)
-    assert relative_error(np.asarray(y).reshape(2, -1), want) < TOLERANCE  # 6.2e-4
-
-
-def test_the_transform_of_the_taps_writes_fragments():
-    taps = jnp.asarray(random(0, 3, 2, BLOCK).astype(np.float32))
-    tables = *dft_tables(Config(TILE), jnp.float32), SHIFT
-    with interpreted():
-        planes, whole = (
-            spectrum_sm90.tap_spectra(taps, Config(TILE), jnp.float16, *tables, before=False, in_fragments=in_fragments)
-            for in_fragments in (False, True)
-        )
-    np.testing.assert_array_equal(whole, fragments(*jnp.moveaxis(planes, -3, 0)))
-
-
-def convolved(x: np.ndarray, taps: np.ndarray) -> np.ndarray:
-    """The causal convolution in float64."""
-    n = 2 * x.shape[-1]
-    spectrum = np.fft.rfft(x, n) * np.fft.rfft(taps[..., : x.shape[-1]].astype(np.float64), n)
-    return np.fft.irfft(spectrum, n)[..., : x.shape[-1]]
-
-
 CASES = {
-    # five blocks of a causal sequence forward in one launch, backward in three passes
+    # five blocks of a causal sequence, without three passes either way
     "causal": (Case(20000, 20000, batch=(2,), features=1), "bfloat16", None),
     "nine blocks": (Case(32769, 300, batch=(1,), features=1), "float16", None),
     "all at once": (
