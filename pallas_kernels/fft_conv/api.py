@@ -56,9 +56,9 @@ def fft_conv(
     Transforms have 1024, 2048 or 4096 points and the kernels pad on chip; they read sequences of a multiple of 128, 256
     or 512 steps as they lie. Others are copied once to the next such length, and the result is cut from a longer one.
     Longer sequences, up to 16,384 steps, are blocks of 4096 steps whose spectra meet on chip (`block_toeplitz`), causal
-    ones up to 32,768 (`streamed_sm90`), with gates forward alone; their way back leaves the spectra of both sequences in
-    memory, of four times the size of u. Up to 4,194,304 steps three passes over memory do it, with intermediates of four
-    times the size of u (`three_pass`); those pad to a multiple of 32,768 steps, or of 131,072 between 524,288 and
+    ones up to 32,768 (`streamed_sm90`), with gates forward alone; their way back leaves spectra of both sequences in
+    memory, of four times the size of u. Up to 4,194,304 steps three passes over memory do it, with intermediates of
+    four times the size of u (`three_pass`); those pad to a multiple of 32,768 steps, or of 131,072 between 524,288 and
     1,048,576.
 
     Derivatives save the arguments alone and recompute all spectra; second derivatives go through `jnp.fft`. Under a

@@ -85,6 +85,7 @@ def transform(shapes: Shapes):
                 plgpu.barrier_wait(barriers["u"].at[number])
                 chain = Chain.over(scratch, fresh)
                 (a,) = chain.first([scratch["inbox"].at[number]])
+                plgpu.commit_smem()  # the whole warpgroup has read it, before the next but one takes its place
                 target = out.at[row, channel, feature]
                 for k0, z in enumerate(chain.second([a])):
                     for half in range(CHUNK // PIECE):
