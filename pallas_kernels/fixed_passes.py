@@ -1,8 +1,8 @@
 """The fixed convolution by the passes of learned blocks: a right-angle transform in three, at lengths that need none.
 
-`long_conv` convolves up to 32,768 steps in one launch, 16,384 backward, by blocks of 4096 steps whose spectra meet on
-chip. That rests on the taps' being causal and on the blocks' being Fourier's; learned ones have no such way. This takes
-the three passes that learned ones have, with the kernels that `long_conv` has beyond 32,768 steps.
+`long_conv` convolves up to 32,768 steps in one launch, and back in one or three, by blocks of 4096 steps whose spectra
+meet on chip. That rests on the taps' being causal and on the blocks' being Fourier's; learned ones have no such way.
+This takes the three passes that learned ones have, with the kernels that `long_conv` has beyond 32,768 steps.
 """
 
 import jax

@@ -32,7 +32,7 @@ class Shapes:
 
     Attributes:
       batch, channels, features: B, C and D.
-      length: rows of 64 that hold the sequence: a multiple of 8, from 65 to 256.
+      length: rows of 64 that hold the sequence: a multiple of 8, from 65 to 512.
       lags: first and last lag of the blocks of taps, such as (0, J - 1) for a causal convolution.
       dtype: of u, the gates, the tables and the result: bfloat16 or float16.
       sequences: 1 if the channels share u, C if each has its own.
@@ -191,6 +191,24 @@ def inverse(chain: ByColumns, planes, scratch):
     return row
 
 
+def add_conj_product(total, x, k, adjoint: bool):
+    """The sum of a total, or None, and conj(X K), or the adjoint's conj(conj(K) X), of pairs in float32.
+
+    In this order each part is two fused operations.
+    """
+    (a, b), (c, d) = x, k
+    re, im = total or (None, None)
+    if adjoint:
+        return (
+            a * c + b * d if re is None else re + a * c + b * d,
+            a * d - b * c if im is None else im + a * d - b * c,
+        )
+    return (
+        a * c - b * d if re is None else re + a * c - b * d,
+        -(a * d) - b * c if im is None else im - a * d - b * c,
+    )
+
+
 def block_products(xs, ks, shapes: Shapes, adjoint: bool = False):
     """Pairs of planes of conj(Y_m) of every block for some columns, 8 columns at a time in float32.
 
@@ -205,18 +223,7 @@ def block_products(xs, ks, shapes: Shapes, adjoint: bool = False):
             c, d = floats(*(plane[:, columns] for plane in k))
             for m in range(max(0, lag), min(shapes.count, shapes.count + lag)):
                 source, target = (m, m - lag) if adjoint else (m - lag, m)
-                a, b = x[source]
-                re, im = ys[target] or (None, None)  # in this order each line is two fused operations
-                if adjoint:
-                    ys[target] = (
-                        a * c + b * d if re is None else re + a * c + b * d,
-                        a * d - b * c if im is None else im + a * d - b * c,
-                    )
-                else:
-                    ys[target] = (
-                        a * c - b * d if re is None else re + a * c - b * d,
-                        -(a * d) - b * c if im is None else im - a * d - b * c,
-                    )
+                ys[target] = add_conj_product(ys[target], x[source], (c, d), adjoint)
         zero = jnp.zeros_like(x[0][0])
         halves.append([(zero, zero) if y is None else y for y in ys])
     return [

@@ -52,7 +52,7 @@ def backward(x, pre_gate, post_gate, g, spectra, lags: tuple[int, int], *tables)
         d_x, hs = lowered_once(streamed_sm90.adjoint, shapes)(g, spectra, *tables)
         xs = lowered_once(streamed_gradient_sm90.transform, shapes)(x, *tables)
         d_spectra = lowered_once(streamed_gradient_sm90.taps_gradient, shapes)(xs, hs)
-        return d_x, None, jnp.stack(from_fragments(d_spectra), -3)
+        return d_x, None, jnp.stack(from_fragments(d_spectra.sum(0, keepdims=True)), -3)
     operands = x, g, *_present(x, pre_gate, post_gate)
     kernel = lowered_once(blocked_backward_sm90.backward, shapes)
     if shapes.dx_fits:

@@ -107,7 +107,7 @@ class Plan:
 
 
 def forward(u, taps, of_u: Transform, of_g: Transform, of_taps: Transform, shift, plan: Plan):
-    """The convolution `(B, D, rows, 4096)` of u, and the taps' spectra `(D, m, re | im, 64, 64)` in the dtype of u.
+    """The convolution `(B, D, rows, 4096)` of u, and in its dtype the spectra of the taps, `(D, rows of Z, 2, 64, 64)`.
 
     Args:
       u: `(B, D, rows, 4096)`, at most m rows.
@@ -149,7 +149,7 @@ def tap_spectra(taps, of_taps: Transform, dtype, shift, plan: Plan):
 
 
 def tap_cotangents(taps, d_spectra, of_taps: Transform, shift, plan: Plan):
-    """Of the taps and of their transform, for that of the spectra, `(D, m, re | im, 64, 64)` in float32.
+    """Of the taps and of their transform, for that of the spectra, `(D, rows of Z, re | im, 64, 64)` in float32.
 
     Cotangents of the spectra are divided by the largest of each feature, too. Those of the blocks are sums over
     features, weighed by what both factors were divided by in one of them, the taps: against the weight of the feature

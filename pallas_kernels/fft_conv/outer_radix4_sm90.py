@@ -10,10 +10,10 @@ the half that goes into the other's results. Of a join both read what they share
 Columns come and go 32 at a time, 64 bytes of a row of memory: in tiles of 16 columns the copies alone took as long as
 the whole stage did, 102 ms for 49,152 sequences of 1,048,576 steps, and in these 89 (64 columns: 91).
 
-Of what a panel's warpgroups make each copies a quarter out. None waits for the others right after its work: it has the
-products of its next panel first, and then copies the last quarter out, so that some have the tensor cores while others
-add. What they make has two places in turns. A warpgroup awaits the copy of its quarter before it says that it has made
-the next one, and nobody stores to a place before all have said so of the other.
+Of what a panel's warpgroups make each copies a quarter out. None but the other of its pair waits for it right after its
+work: it has the products of its next panel, or of a join the sums, first, and then copies the last quarter out, so that
+some have the tensor cores while others add. What they make has two places in turns. A warpgroup awaits the copy of its
+quarter before it says that it has made the next one, and nobody stores to a place before all have said so of the other.
 """
 
 import dataclasses
@@ -33,9 +33,7 @@ from pallas_kernels.fft_conv.widening import widened
 
 RADIX = 4
 _PAIR = 2
-"""Warpgroups that share columns."""
-_COLUMNS = 32
-"""That they share."""
+"""Warpgroups that share columns, those of a tile."""
 
 
 def _columns(first, count: int):
@@ -147,7 +145,7 @@ def split(shapes: Shapes):
     def fft_conv_outer_radix4_split(u, f, factors, out, scratch):
         group = lax.axis_index("warpgroup")
         barriers, pair = scratch["barriers"], group // _PAIR
-        mine = _columns(pair * _COLUMNS, _COLUMNS)
+        mine = _columns(pair * shapes.tile, shapes.tile)
 
         def fetch(step):
             sequence, column, work = panels.at(step)
@@ -221,10 +219,10 @@ def split(shapes: Shapes):
         schedule.finish()
 
     scratch = {
-        "f": matrices((2, N1, N1), dtype, columns=_COLUMNS),
+        "f": matrices((2, N1, N1), dtype, columns=shapes.tile),
         "factors": plgpu.SMEM((RADIX - 1, 2, N1), F32),
-        "panel": matrices((slots, RADIX, N1, columns), dtype, columns=_COLUMNS),
-        "z": matrices((slots, RADIX, 2, N1, columns), dtype, columns=_COLUMNS),
+        "panel": matrices((slots, RADIX, N1, columns), dtype, columns=shapes.tile),
+        "z": matrices((slots, RADIX, 2, N1, columns), dtype, columns=shapes.tile),
         "barriers": _barriers(shapes, RADIX),
     }
     return panels.launch(fft_conv_outer_radix4_split, scratch, *panels.z)
@@ -238,7 +236,7 @@ def join(shapes: Shapes):
     def fft_conv_outer_radix4_join(w, f, factors, out, scratch):
         group = lax.axis_index("warpgroup")
         barriers, pair = scratch["barriers"], group // _PAIR
-        mine = _columns(pair * _COLUMNS, _COLUMNS)
+        mine = _columns(pair * shapes.tile, shapes.tile)
 
         def fetch(step):
             _sequence, _column, work = panels.at(step)
@@ -311,10 +309,10 @@ def join(shapes: Shapes):
         schedule.finish()
 
     scratch = {
-        "f": matrices((2, N1, N1), dtype, columns=_COLUMNS),
+        "f": matrices((2, N1, N1), dtype, columns=shapes.tile),
         "factors": plgpu.SMEM((RADIX - 1, 2, N1), F32),
-        "panel": matrices((slots, RADIX, 2, N1, columns), dtype, columns=_COLUMNS),
-        "y": matrices((slots, RADIX, N1, columns), dtype, columns=_COLUMNS),
+        "panel": matrices((slots, RADIX, 2, N1, columns), dtype, columns=shapes.tile),
+        "y": matrices((slots, RADIX, N1, columns), dtype, columns=shapes.tile),
         "barriers": _barriers(shapes, 2 * RADIX),
     }
     return panels.launch(fft_conv_outer_radix4_join, scratch, shapes.rows // RADIX, RADIX * BLOCK)

@@ -113,11 +113,11 @@ def split(shapes: Shapes):
                         scratch["v"].at[group, number // 2, number % 2, :, mine][...] = value
 
                 plgpu.commit_smem()
-                plgpu.barrier_arrive(barriers["done"])  # this warpgroup has read the panel
+                plgpu.barrier_arrive(barriers["done"].at[slot])  # this warpgroup has read the panel
 
                 @pl.when(group == 0)
                 def _():
-                    plgpu.barrier_wait(barriers["done"])  # and so have the others
+                    plgpu.barrier_wait(barriers["done"].at[slot])  # and so have the others
 
                 fetch(step + slots)
 
@@ -145,7 +145,7 @@ def split(shapes: Shapes):
         "barriers": {
             "tables": plgpu.Barrier(num_arrivals=4),
             "panel": plgpu.Barrier(num_arrivals=radix, num_barriers=slots),
-            "done": plgpu.Barrier(num_arrivals=GROUPS),
+            "done": plgpu.Barrier(num_arrivals=GROUPS, num_barriers=slots),
         },
     }
     return panels.launch(fft_conv_outer_radix_split, scratch, *panels.z)

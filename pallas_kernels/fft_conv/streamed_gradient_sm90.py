@@ -19,13 +19,12 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.block_toeplitz import Shapes, load_tables
-from pallas_kernels.fft_conv.chain import floats
+from pallas_kernels.fft_conv.chain import correlate, floats, opaque_zeros
 from pallas_kernels.fft_conv.config import N1, TILE
 from pallas_kernels.fft_conv.mosaic import CHUNK, F32, PIECE, matrices, persistent_kernel
 from pallas_kernels.fft_conv.rearranged import fragment, fragment_shape, load_fragment, parts
-from pallas_kernels.fft_conv.streamed_sm90 import GROUPS, PIECES, Chain, spectra_of
+from pallas_kernels.fft_conv.streamed_sm90 import GROUPS, PIECES, TABLE_COPIES, Chain, spectra_of, table_types
 
 
 def transform(shapes: Shapes):
@@ -35,12 +34,11 @@ def transform(shapes: Shapes):
     """
     out_type = spectra_of(shapes.sequences, shapes)
     dtype, count = shapes.dtype, shapes.count
-    sequences = shapes.batch * shapes.sequences * shapes.features
-    grid = min(shapes.blocks, pl.cdiv(sequences * count, GROUPS))
-    steps = pl.cdiv(sequences * count, grid * GROUPS)
+    tiles = shapes.batch * shapes.sequences * shapes.features * count
+    grid = min(shapes.blocks, pl.cdiv(tiles, GROUPS))
+    steps = pl.cdiv(tiles, grid * GROUPS)
 
     def fft_conv_streamed_transform(u, f1, f2, twiddle, shift, out, scratch):
-        shift_by = shift[0]
         group = lax.axis_index("warpgroup")
         barriers = scratch["barriers"]
 
@@ -50,7 +48,7 @@ def transform(shapes: Shapes):
             sequence, block = number // count, lax.rem(number, count)
             outer, feature = sequence // shapes.features, lax.rem(sequence, shapes.features)
             where = outer // shapes.sequences, lax.rem(outer, shapes.sequences), feature, block
-            return where, (step < steps) & (number < sequences * count)
+            return where, (step < steps) & (number < tiles)
 
         def fetch(step):
             (row, channel, feature, block), work = place(step)
@@ -73,17 +71,13 @@ def transform(shapes: Shapes):
         @pl.loop(0, steps)
         def _(step):
             (row, channel, feature, block), work = place(step)
-            zeros = iter(range(1000))
-
-            def fresh():
-                return lax.shift_right_logical(step + next(zeros), shift_by)
 
             @pl.when(work)
             def _():
                 fetch(step + 1)
                 number = 2 * group + lax.rem(step, 2)
                 plgpu.barrier_wait(barriers["u"].at[number])
-                chain = Chain.over(scratch, fresh)
+                chain = Chain.over(scratch, opaque_zeros(step, shift[0]))
                 (a,) = chain.first([scratch["inbox"].at[number]])
                 plgpu.commit_smem()  # the whole warpgroup has read it, before the next but one takes its place
                 target = out.at[row, channel, feature]
@@ -94,12 +88,10 @@ def transform(shapes: Shapes):
                         target.at[k0 * CHUNK // PIECE + half, block][...] = fragment(re, im)
 
     scratch = {
-        "f1": matrices((2, N1, N1), dtype, columns=TILE),
-        "f2": matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
-        "twiddle": plgpu.SMEM((PIECES, *fragment_shape(F32)), F32),
+        **table_types(dtype, TILE),
         "inbox": matrices((2 * GROUPS, N1, TILE), dtype),
         "barriers": {
-            "tables": plgpu.Barrier(num_arrivals=3 + PIECES),
+            "tables": plgpu.Barrier(num_arrivals=TABLE_COPIES),
             "u": plgpu.Barrier(num_arrivals=1, num_barriers=2 * GROUPS),
         },
     }
@@ -109,14 +101,21 @@ def transform(shapes: Shapes):
 def taps_gradient(shapes: Shapes):
     """The kernel (X, H) -> dK, `(parts, D, C, lags, 8, *fragment_shape)` in float32, to be summed over its parts.
 
-    Rows of the batch are shared out in parts where there are fewer features and pieces than warpgroups.
+    An item is 8 columns of a feature and a channel. Where there are few, the batch is shared out, so that warpgroups
+    end together.
     """
     count, groups = shapes.count, 2  # of a block: sums, H in float32 and the next row take some 200 registers
-    features = shapes.features * shapes.channels
-    splits = max(1, min(shapes.batch, shapes.blocks * groups // (features * PIECES)))
-    share = pl.cdiv(shapes.batch, splits)
-    parts_of_batch = pl.cdiv(shapes.batch, share)
-    items = parts_of_batch * features * PIECES
+    all_columns = shapes.features * shapes.channels * PIECES
+
+    def rows_in_turn(splits: int) -> int:
+        """Of the warpgroup that has the most."""
+        share = pl.cdiv(shapes.batch, splits)
+        return share * pl.cdiv(pl.cdiv(shapes.batch, share) * all_columns, shapes.blocks * groups)
+
+    most = max(1, min(shapes.batch, 4 * shapes.blocks * groups // all_columns))
+    share = pl.cdiv(shapes.batch, min(range(1, most + 1), key=rows_in_turn))
+    splits = pl.cdiv(shapes.batch, share)
+    items = splits * all_columns
     grid = min(shapes.blocks, pl.cdiv(items, groups))
 
     def fft_conv_streamed_taps_gradient(xs, hs, out, scratch):
@@ -139,14 +138,12 @@ def taps_gradient(shapes: Shapes):
                 """This row's products, while the next one is on its way."""
                 this, sums = carried
                 following = load_row(row + 1)
-                h = [floats(*parts(fragment)) for fragment in this[count:]]
-                sums = [sums[at : at + 2] for at in range(0, 2 * count, 2)]
+                x, h = ([floats(*parts(fragment)) for fragment in of_one] for of_one in (this[:count], this[count:]))
+                pairs = [sums[at : at + 2] for at in range(0, 2 * count, 2)]
                 for s in range(count):
-                    a, b = floats(*parts(this[s]))
                     for lag in range(count - s):
-                        (c, d), (re, im) = h[lag + s], sums[lag]
-                        sums[lag] = re + a * c + b * d, im + a * d - b * c  # conj(X) H
-                return following, [part for pair in sums for part in pair]
+                        pairs[lag] = correlate(*x[s], *h[lag + s], *pairs[lag])
+                return following, [part for pair in pairs for part in pair]
 
             @pl.when(item < items)
             def _():
@@ -156,5 +153,5 @@ def taps_gradient(shapes: Shapes):
                 for lag in range(count):
                     out.at[part, feature, channel, lag, piece][...] = fragment(*sums[2 * lag : 2 * lag + 2])
 
-    out = jax.ShapeDtypeStruct((parts_of_batch, *shapes.spectra, PIECES, *fragment_shape(F32)), F32)
+    out = jax.ShapeDtypeStruct((splits, *shapes.spectra, PIECES, *fragment_shape(F32)), F32)
     return persistent_kernel(fft_conv_streamed_taps_gradient, out, {}, grid, groups)

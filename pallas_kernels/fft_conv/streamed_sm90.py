@@ -1,10 +1,11 @@
-"""The kernel for Hopper and causal sequences of five to eight blocks of 4096 steps: spectra of the taps come from L2.
+"""The kernels for Hopper and causal sequences of five to eight blocks of 4096 steps: spectra of the taps come from L2.
 
 It is the scheme of `block_toeplitz`, Y_m = sum_j K_(m-j) X_j, for more spectra than leave room for those of the taps.
 Each of four warpgroups transforms two blocks, one after the other, and does the products of 16 columns for all of them,
 8 at a time. Blocks 4 to 7 of the result come first, which need all of X, and then the others, which need only
-themselves. From one lag to the next four results need three of the same X and one more, so four of them stay in
-registers in float32, and each is read and converted once or twice for its 8 products at most.
+themselves; of the adjoint, which has m + j for m - j, it is the other way round. From one lag to the next four results
+need three of the same X and one more, so four of them stay in registers in float32, and each is read and converted once
+or twice for its 8 products at most.
 
 The taps' spectra never come to shared memory: they are `fragments`, which a thread loads from L2 into registers, both
 parts of 8 columns by one load, two lags ahead of their products. All of it is some 1,850 instructions of a warp and
@@ -24,6 +25,7 @@ from pallas_kernels.fft_conv import column_dft
 from pallas_kernels.fft_conv.block_toeplitz import (
     Schedule,
     Shapes,
+    add_conj_product,
     inverse,
     load_columns,
     load_tables,
@@ -51,11 +53,24 @@ def tables(dtype, f1, f2, twiddle, shift):
     return f1[:2].astype(dtype), f2.astype(dtype), fragments(*twiddle), shift
 
 
+TABLE_COPIES = 3 + PIECES
+"""That bring the tables."""
+
+
+def table_types(dtype, columns: int = CHUNK):
+    """Shared memory for them, F1 laid out for a product with so many columns of a sequence."""
+    return {
+        "f1": matrices((2, N1, N1), dtype, columns=columns),
+        "f2": matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
+        "twiddle": plgpu.SMEM((PIECES, *fragment_shape(F32)), F32),
+    }
+
+
 class Chain(ByColumns):
     """Whose twiddle factors are `fragments` in float32."""
 
     def first_block(self, transposed: bool = False):
-        """Likewise."""
+        """F1 of wide rows: fragments do not tell how wide."""
         return tuple(plane.T if transposed else plane for plane in complex_planes(self.f1, self.fresh()))
 
     def _twiddles(self):
@@ -78,7 +93,7 @@ def forward(shapes: Shapes):
     u is `(B, 1 or C, D, length, 64)`, the spectra `(D, C, lags)` of `fragments`, `(8, 128, 8)` each, y
     `(B, C, D, length, 64)`. An absent gate is not read. Lags are those of a causal convolution.
     """
-    body = _body(shapes, adjoint=False)
+    body = _body(shapes, backwards=False)
 
     def fft_conv_streamed_forward(u, pre_gate, post_gate, spectrum, f1, f2, twiddle, shift, out, scratch):
         body(u, pre_gate, post_gate, spectrum, (f1, f2, twiddle), shift, out, None, scratch)
@@ -94,7 +109,7 @@ def adjoint(shapes: Shapes):
     """
     assert not shapes.pre_gates + shapes.post_gates
     shapes = dataclasses.replace(shapes, sequences=shapes.channels)
-    body = _body(shapes, adjoint=True)
+    body = _body(shapes, backwards=True)
 
     def fft_conv_streamed_adjoint(g, spectrum, f1, f2, twiddle, shift, du, h, scratch):
         body(g, None, None, spectrum, (f1, f2, twiddle), shift, du, h, scratch)
@@ -110,14 +125,14 @@ def _schedule(shapes: Shapes):
     return Schedule(shapes, least=1)  # whose spectra are read for each row in any case
 
 
-def _body(shapes: Shapes, adjoint: bool):
+def _body(shapes: Shapes, backwards: bool):
     """That of `forward` or `adjoint`, which leaves its sequences' spectra in `kept`."""
     assert shapes.lags == (0, shapes.count - 1)
     assert GROUPS < shapes.count <= MAX_BLOCKS
     schedule = _schedule(shapes)
     dtype, count = shapes.dtype, shapes.count
     # Results that need the spectra in the place of the others come first.
-    results = (range(GROUPS), range(GROUPS, count))[:: 1 if adjoint else -1]
+    results = (range(GROUPS), range(GROUPS, count))[:: 1 if backwards else -1]
 
     def body(u, pre_gate, post_gate, spectrum, tables, shift, out, kept, scratch):
         shift_by = shift[0]
@@ -231,7 +246,7 @@ def _body(shapes: Shapes, adjoint: bool):
                 item, row, _ = schedule.at(step + zero, 0)
                 channel, feature = schedule.place(item)
                 piece, columns = group * (CHUNK // PIECE) + half, slice(half * PIECE, (half + 1) * PIECE)
-                lags = range(count - ms[0] if adjoint else ms[-1] + 1)
+                lags = range(count - ms[0] if backwards else ms[-1] + 1)
 
                 def taps_of(lag):
                     return load_fragment(spectrum.at[feature, channel, lag, piece])
@@ -239,7 +254,7 @@ def _body(shapes: Shapes, adjoint: bool):
                 def spectrum_of(j):
                     block = scratch["slots"].at[j, :, :, columns_of_group(zero)]
                     planes = [load(block.at[plane])[:, columns] for plane in (0, 1)]
-                    if adjoint and ms is results[0]:  # which need all
+                    if backwards and ms == results[0]:  # which need all
                         kept.at[row, channel, feature, piece, j][...] = fragment(*planes)
                     return floats(*planes)
 
@@ -249,25 +264,14 @@ def _body(shapes: Shapes, adjoint: bool):
                 for lag in lags:
                     if lag + _AHEAD in lags:
                         ahead.append(taps_of(lag + _AHEAD))
-                    c, d = floats(*parts(ahead[lag]))
+                    k = floats(*parts(ahead[lag]))
                     for m in ms:
-                        j = m + lag if adjoint else m - lag
+                        j = m + lag if backwards else m - lag
                         if j not in range(count):
                             continue
                         if j not in xs:
                             xs[j] = spectrum_of(j)
-                        a, b = xs[j]
-                        re, im = ys.get(m) or (None, None)  # in this order each line is two fused operations
-                        if adjoint:
-                            ys[m] = (
-                                a * c + b * d if re is None else re + a * c + b * d,
-                                a * d - b * c if im is None else im + a * d - b * c,
-                            )
-                        else:
-                            ys[m] = (
-                                a * c - b * d if re is None else re + a * c - b * d,
-                                -(a * d) - b * c if im is None else im - a * d - b * c,
-                            )
+                        ys[m] = add_conj_product(ys.get(m), xs[j], k, backwards)
                 return [tuple(part.astype(dtype) for part in ys[m]) for m in ms]
 
             def transform_back(second):
@@ -323,13 +327,11 @@ def _body(shapes: Shapes, adjoint: bool):
 def _launch(kernel, shapes: Shapes, out_type):
     dtype = shapes.dtype
     scratch = {
-        "f1": matrices((2, N1, N1), dtype, columns=CHUNK),
-        "f2": matrices(column_dft.blocks_shape(TILE), dtype, columns=CHUNK),
-        "twiddle": plgpu.SMEM((PIECES, *fragment_shape(F32)), F32),
+        **table_types(dtype),
         "slots": matrices((MAX_BLOCKS, 2, N1, TILE), dtype, columns=CHUNK),
         "gates": matrices((GROUPS, N1, TILE), dtype, columns=CHUNK),
         "barriers": {
-            "tables": plgpu.Barrier(num_arrivals=3 + PIECES),
+            "tables": plgpu.Barrier(num_arrivals=TABLE_COPIES),
             "all": plgpu.Barrier(num_arrivals=GROUPS),
             # Of one array the phases take one register: those of the gates follow those of the blocks.
             "rows": plgpu.Barrier(num_arrivals=1, num_barriers=MAX_BLOCKS + GROUPS),

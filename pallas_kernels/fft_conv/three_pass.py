@@ -228,7 +228,6 @@ def _radix_stage(way: str, x, plan: OuterPlan, rows: int):
         return _real_product_stage(way, flat, plan, rows).reshape(*x.shape[:3], -1, BLOCK)
     shapes = outer_panels.Shapes(flat.shape[0], rows, plan, x.dtype)
     f, factors = radix_tables(plan)
-    f = f if way == "split" else f.mT
     kernel = lowered_once(getattr(outer_radix_sm90, way), shapes)
     return kernel(flat, f.astype(x.dtype), factors, radix_roots(plan)).reshape(*x.shape[:3], -1, BLOCK)
 

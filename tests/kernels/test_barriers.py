@@ -28,6 +28,7 @@ ONE_OF_EACH = {
     "fft_conv_outer_stage": "split, 64 rows",
     "fft_conv_outer_radix4_split": "split, 4 x 64 rows,",
     "fft_conv_outer_radix4_join": "join, 4 x 64 rows,",
+    "fft_conv_outer_radix_split": "split, 8 x 64 rows,",
     "fft_conv_outer_radix_join": "join, 16 x 64 rows,",
     "learned_fft_conv_backward": "learned backward, n2 = 64",
     "learned_rows_forward": "learned rows forward, 16",
@@ -42,7 +43,8 @@ BETWEEN_WARPGROUPS = {
     "fft_conv_blocked_taps_gradient": 2,
     "fft_conv_streamed_forward": 3,
     "fft_conv_streamed_adjoint": 3,
-    "fft_conv_outer_radix4_join": 1,
+    "fft_conv_outer_radix4_split": 2,
+    "fft_conv_outer_radix4_join": 6,
     "learned_fft_conv_backward": 1,
     "learned_rows_backward": 1,
 }

@@ -252,7 +252,7 @@ def stages_by_two_factors(plan: OuterPlan, rows: int, blocks: int):
         tables = f.astype(jnp.float16), factors, radix_roots(plan)
         return (
             lambda u, tables: split(u, *tables),
-            lambda w, tables: join(w, tables[0].mT, *tables[1:]),
+            lambda w, tables: join(w, *tables),
             tables,
         )
     f, factors = real_product_tables(plan)
