@@ -83,6 +83,8 @@ def check(got, want, dtype):
         ((2, 8000, 7000, 3, 1, "bfloat16"), 8),
         # four sequences taken for one, of u and of the taps
         ((2, 8192, 8192, 1, 4, "float16"), 4),
+        # three rows of each of three sequences, which no number of sequences below eight fills tiles with
+        ((3, 12000, 12288, 1, 3, "float16"), 6),
         # a sequence shorter than the taps, two features for one block
         ((4, 9000, 16384, 1, 2, "float16"), 4),
         # more rows than the sequence has tiles of
