@@ -129,15 +129,14 @@ def twiddles(planes, piece: int):
 def _products(zs, table, together: int, transposed: bool = False):
     """For each z and k0 its columns of z times its block, or its transpose, `(64, 16)` pairs, so many at once."""
 
-    def block(at):
-        rows = table.at[pl.ds(2 * at, 2 * CHUNK)]
-        return rows.T if transposed else rows
+    def factors(parts, at):
+        """One of both parts; of rows of 2048 steps two, as with one they spill with four warpgroups."""
+        if not transposed and zs[0][0].shape[1] == 2 * CHUNK:
+            return [(part, table.at[pl.ds(2 * at + number * CHUNK, CHUNK)]) for number, part in enumerate(parts)]
+        block = table.at[pl.ds(2 * at, 2 * CHUNK)]
+        return [(lax.concatenate(parts, 1), block.T if transposed else block)]
 
-    sums = [
-        [(lax.concatenate([part[:, at : at + CHUNK] for part in z], 1), block(at))]
-        for z in zs
-        for at in range(0, z[0].shape[1], CHUNK)
-    ]
+    sums = [factors([part[:, at : at + CHUNK] for part in z], at) for z in zs for at in range(0, z[0].shape[1], CHUNK)]
     for first in range(0, len(sums), together):
         for both in sums_of_products(*sums[first : first + together]):
             yield both[:, :CHUNK], both[:, CHUNK:]
