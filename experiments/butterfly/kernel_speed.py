@@ -11,10 +11,10 @@ before anything is timed, the learned kernels' relative L2 errors against float6
 of a cotangent that is zero but in some rows.
 
 From 8192 to 32,768 steps the fixed kernels have two ways, and learned ones are timed against both. `fixed` is the one
-that `long_conv` takes, a single launch by blocks of 4096 steps, but for the way back at 32,768: the one to beat. Only
-Fourier's blocks and causal taps allow it. `same_passes` has the three passes that learned blocks have (`fixed_passes`):
-that ratio is what it costs that blocks are learned, the other what it costs to have given up the shorter way, too. At
-other lengths both are the same passes.
+that `long_conv` takes, by blocks of 4096 steps, in a single launch but for the way back at 32,768: the one to beat.
+Only Fourier's blocks and causal taps allow it. `same_passes` has the three passes that learned blocks have
+(`fixed_passes`): that ratio is what it costs that blocks are learned, the other what it costs to have given up the
+shorter way, too. At other lengths both are the same passes.
 
 The file is written anew after every figure. Most of the time goes to compiling; needs jax and numpy alone.
 """

@@ -35,3 +35,23 @@ def test_it_is_the_convolution_and_has_its_derivatives():
         want = jax.tree.map(np.asarray, want)
     errors = [relative_error(*both) for both in zip(got, want, strict=True)]
     assert max(errors) < FUSED["float16"], errors  # 7.6e-4
+
+
+@pytest.mark.parametrize(
+    ("length", "taps", "dtype", "names"),
+    [
+        (5000, (1, 5000), "bfloat16", "powers of two from 8192 to 4194304 steps; got u of 5000"),
+        (4096, (1, 4096), "bfloat16", "got u of 4096"),
+        (
+            8192,
+            (1, 8000),
+            "bfloat16",
+            r"taps of shape \(1, 8192\), one for each step; got u of bfloat16 and taps of shape",
+        ),
+        (8192, (1, 8192), "float32", "u must be bfloat16 or float16"),
+    ],
+)
+def test_what_it_does_not_take_is_named(length, taps, dtype, names):
+    u, taps = jax.ShapeDtypeStruct((1, 1, length), jnp.dtype(dtype)), jax.ShapeDtypeStruct(taps, jnp.float32)
+    with pytest.raises(NotImplementedError, match=names):
+        jax.eval_shape(fixed_in_three_passes, u, taps)
